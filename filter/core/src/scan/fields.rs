@@ -1,0 +1,267 @@
+//! The values a scan keeps: it walks the plan's trie beside the open containers and copies the
+//! values of the nodes it meets.
+//!
+//! A value becomes visible when it has ended. When a key comes again, all values at and below it
+//! are forgotten first: the last one wins, as in Python's `json`. Copies are bounded by
+//! [`MAX_VALUE_BYTES`] each.
+
+use std::ops::Range;
+
+use super::lexer::{Literal, Place, Position};
+use super::plan::{MAX_POINTER_DEPTH, MODEL, NodeId, ROOT, ScanPlan, SlotId};
+
+/// Most bytes kept of one value.
+pub const MAX_VALUE_BYTES: usize = 1024;
+
+/// A body field that should hold a string.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field<'a> {
+    /// Not there, `null`, or not yet seen.
+    Absent,
+    /// Another JSON type than a string.
+    WrongType,
+    /// A string longer than [`MAX_VALUE_BYTES`].
+    TooLong,
+    /// The decoded string, possibly empty.
+    Text(&'a [u8]),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Kind {
+    #[default]
+    Absent,
+    True,
+    /// `false`, an array or an object: present, and of no further interest.
+    Other,
+    Number,
+    Text,
+    CutText,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    kind: Kind,
+    bytes: Vec<u8>,
+}
+
+/// An open container on the path of some pointer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Level {
+    node: NodeId,
+    next_index: u32,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fields {
+    slots: Vec<Slot>,
+    model_span: Option<Range<usize>>,
+    levels: [Level; MAX_POINTER_DEPTH],
+    /// How many of the open containers, from the outermost, are on the path of a pointer.
+    on_path: usize,
+    /// The node of the last key read, until its value starts.
+    member: Option<NodeId>,
+    /// The node of the scalar being read, when it is kept.
+    kept: Option<NodeId>,
+    kept_from: usize,
+    copy: Vec<u8>,
+    copy_is_cut: bool,
+}
+
+impl Fields {
+    /// Whether a key inside `depth` open containers may lie on a path.
+    #[inline]
+    pub(super) fn wants_key(&self, depth: usize) -> bool {
+        depth != 0 && self.on_path == depth
+    }
+
+    /// A key has ended. `key` is `None` when it is too long to match.
+    pub(super) fn key(&mut self, plan: &ScanPlan, key: Option<&[u8]>) {
+        let level = self.on_path.checked_sub(1);
+        let level = level.and_then(|level| self.levels.get(level));
+        self.member = level
+            .zip(key)
+            .and_then(|(level, key)| plan.member(level.node, key));
+    }
+
+    /// Whether a scalar is being kept.
+    #[inline]
+    pub(super) fn is_keeping(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// A string or number starts at `at`, the offset of its first byte in the body.
+    #[inline]
+    pub(super) fn start_scalar(&mut self, plan: &ScanPlan, place: Place, at: usize) {
+        if let Some(node) = self.enter(plan, place)
+            && !plan.slots(node).is_empty()
+        {
+            self.kept = Some(node);
+            self.kept_from = at;
+            self.copy.clear();
+            self.copy_is_cut = false;
+        }
+    }
+
+    /// A piece of the scalar being kept.
+    pub(super) fn push(&mut self, piece: &[u8]) {
+        let free = MAX_VALUE_BYTES.saturating_sub(self.copy.len());
+        let kept = piece.get(..free).unwrap_or(piece);
+        self.copy_is_cut |= kept.len() < piece.len();
+        self.copy.extend_from_slice(kept);
+    }
+
+    /// A string ended; `end` is the offset after its closing quote.
+    #[inline]
+    pub(super) fn end_string(&mut self, plan: &ScanPlan, end: usize) {
+        if let Some(node) = self.kept.take() {
+            let kind = if self.copy_is_cut {
+                Kind::CutText
+            } else {
+                Kind::Text
+            };
+            self.store(plan, node, kind);
+            if plan.slots(node).contains(&MODEL) {
+                self.model_span = Some(self.kept_from..end);
+            }
+        }
+    }
+
+    /// A number ended.
+    #[inline]
+    pub(super) fn end_number(&mut self, plan: &ScanPlan) {
+        if let Some(node) = self.kept.take() {
+            self.store(plan, node, Kind::Number);
+        }
+    }
+
+    /// A whole `true`, `false` or `null`.
+    pub(super) fn literal(&mut self, plan: &ScanPlan, place: Place, literal: Literal) {
+        if let Some(node) = self.enter(plan, place) {
+            let kind = match literal {
+                Literal::True => Kind::True,
+                Literal::False => Kind::Other,
+                Literal::Null => Kind::Absent,
+            };
+            self.copy.clear();
+            self.store(plan, node, kind);
+        }
+    }
+
+    /// An object or array opens.
+    pub(super) fn open(&mut self, plan: &ScanPlan, place: Place) {
+        let Some(node) = self.enter(plan, place) else {
+            return;
+        };
+        self.copy.clear();
+        self.store(plan, node, Kind::Other);
+        if plan.has_children(node)
+            && let Some(level) = self.levels.get_mut(place.depth)
+        {
+            *level = Level {
+                node,
+                next_index: 0,
+            };
+            self.on_path = place.depth + 1;
+        }
+    }
+
+    /// A container closed and `depth` are still open.
+    #[inline]
+    pub(super) fn close(&mut self, depth: usize) {
+        self.on_path = self.on_path.min(depth);
+    }
+
+    /// The node of a value that starts, if it has one; its old values are forgotten.
+    #[inline]
+    fn enter(&mut self, plan: &ScanPlan, place: Place) -> Option<NodeId> {
+        if self.on_path != place.depth {
+            return None;
+        }
+        let node = match place.position {
+            Position::Body => ROOT,
+            Position::Member => self.member.take()?,
+            Position::First | Position::Later => {
+                let level = self.levels.get_mut(place.depth.checked_sub(1)?)?;
+                let index = level.next_index;
+                level.next_index = index.saturating_add(1);
+                plan.element(level.node, index)?
+            }
+        };
+        self.forget(plan, node);
+        Some(node)
+    }
+
+    fn forget(&mut self, plan: &ScanPlan, node: NodeId) {
+        for &slot in plan.subtree(node) {
+            if let Some(slot) = self.slots.get_mut(slot) {
+                slot.kind = Kind::Absent;
+            }
+            if slot == MODEL {
+                self.model_span = None;
+            }
+        }
+    }
+
+    fn store(&mut self, plan: &ScanPlan, node: NodeId, kind: Kind) {
+        if self.slots.len() < plan.slot_count() {
+            self.slots.resize_with(plan.slot_count(), Slot::default);
+        }
+        for &slot in plan.slots(node) {
+            if let Some(slot) = self.slots.get_mut(slot) {
+                slot.kind = kind;
+                slot.bytes.clear();
+                slot.bytes.extend_from_slice(&self.copy);
+            }
+        }
+    }
+
+    pub(super) fn model_span(&self) -> Option<Range<usize>> {
+        self.model_span.clone()
+    }
+
+    /// The value of a slot as a string field.
+    pub(super) fn text(&self, slot: SlotId) -> Field<'_> {
+        match self.slots.get(slot) {
+            None => Field::Absent,
+            Some(slot) => match slot.kind {
+                Kind::Absent => Field::Absent,
+                Kind::True | Kind::Other | Kind::Number => Field::WrongType,
+                Kind::CutText => Field::TooLong,
+                Kind::Text => Field::Text(&slot.bytes),
+            },
+        }
+    }
+
+    /// The value of a slot as a key: a non-empty string, possibly cut, or a number's literal text.
+    pub(super) fn scalar(&self, slot: SlotId) -> Option<&[u8]> {
+        let slot = self.slots.get(slot)?;
+        let is_scalar = matches!(slot.kind, Kind::Text | Kind::CutText | Kind::Number);
+        (is_scalar && !slot.bytes.is_empty()).then_some(&slot.bytes)
+    }
+
+    /// The value of a slot as a non-empty string, possibly cut.
+    pub(super) fn string(&self, slot: SlotId) -> Option<&[u8]> {
+        let slot = self.slots.get(slot)?;
+        let is_string = matches!(slot.kind, Kind::Text | Kind::CutText);
+        (is_string && !slot.bytes.is_empty()).then_some(&slot.bytes)
+    }
+
+    pub(super) fn is_true(&self, slot: SlotId) -> bool {
+        self.slots
+            .get(slot)
+            .is_some_and(|slot| slot.kind == Kind::True)
+    }
+
+    /// The value of a slot as a whole number; one beyond the range is the largest of it.
+    pub(super) fn count(&self, slot: SlotId) -> Option<u32> {
+        let slot = self.slots.get(slot)?;
+        let digits = slot.bytes.iter().all(u8::is_ascii_digit);
+        (slot.kind == Kind::Number && digits).then(|| {
+            slot.bytes.iter().fold(0_u32, |count, digit| {
+                count
+                    .saturating_mul(10)
+                    .saturating_add(u32::from(digit - b'0'))
+            })
+        })
+    }
+}
