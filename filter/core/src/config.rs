@@ -1,0 +1,273 @@
+//! The plugin configuration: JSON in, a validated [`Config`] out, or every error at once.
+//!
+//! Nothing is left to interpret afterwards: names are resolved to positions, addresses are parsed,
+//! defaults are filled in. Unknown fields are refused. The shape and every default are described
+//! for users in docs/configuration.md, which a test holds against this module.
+
+mod pool;
+mod reader;
+
+pub use pool::{EndpointConfig, PolicyConfig, PoolConfig};
+pub use reader::ConfigError;
+
+use crate::session::KeySource;
+use pool::pool;
+use reader::{Fields, Reader, list, text};
+use serde_json::Value;
+use std::ops::RangeInclusive;
+
+/// Most pools in one config; each is a label value of the metrics.
+pub const MAX_POOLS: usize = 64;
+/// Most endpoints in one config.
+pub const MAX_ENDPOINTS: usize = 1024;
+/// Most model names and aliases of one pool.
+pub const MAX_MODELS: usize = 1024;
+
+/// Half of Envoy's default buffer limit of 1 MiB: body callbacks have been seen to grow by more
+/// than 0.5 MiB at a time, and what is held beyond the limit is answered 413 by Envoy.
+const HOLD_BYTES: u64 = 512 * 1024;
+/// Ten missed heartbeats.
+const WORKER_EXPIRY_MS: u64 = 10_000;
+/// More than the hardware threads of any machine, twice over for a config change.
+const WORKERS: u64 = 256;
+
+/// A validated configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Pools in the order of the config; at least one.
+    pub pools: Vec<PoolConfig>,
+    /// Position of the pool for requests whose model is not known.
+    pub default_pool: Option<usize>,
+    /// Where a session key may be found, best first.
+    pub session_key: Vec<KeySource>,
+    /// Header names.
+    pub headers: HeaderNames,
+    /// Bounds.
+    pub limits: Limits,
+    /// Whether responses tell who answered and why.
+    pub debug_headers: bool,
+}
+
+/// Names of the headers that are read and set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderNames {
+    /// Ranked `ip:port` list for Envoy's `override_host` policy.
+    pub destination: String,
+    /// The upstream cluster, for routes with `cluster_header`.
+    pub cluster: String,
+    /// A client's choice of pool where the model does not decide.
+    pub pool: String,
+    /// Where a request id may be found, best first; for logs.
+    pub request_id: Vec<String>,
+}
+
+/// Bounds of what a request or a worker may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most body bytes that are held and read before a decision.
+    pub hold_bytes: usize,
+    /// Age of the last heartbeat at which a worker counts as dead.
+    pub worker_expiry_ms: u64,
+    /// Most workers whose load is shared.
+    pub workers: usize,
+}
+
+impl Config {
+    /// Parses and checks a configuration.
+    ///
+    /// # Errors
+    /// Every mistake found, in the order of the document.
+    pub fn parse(json: &[u8]) -> Result<Config, Vec<ConfigError>> {
+        let value: Value = match serde_json::from_slice(json) {
+            Ok(value) => value,
+            Err(error) => {
+                return Err(vec![ConfigError {
+                    path: "config".to_owned(),
+                    got: error.to_string(),
+                    want: "JSON".to_owned(),
+                }]);
+            }
+        };
+        let mut reader = Reader::default();
+        let config = root(&mut reader, &value);
+        match config {
+            Some(config) if reader.errors.is_empty() => Ok(config),
+            _ => Err(reader.errors),
+        }
+    }
+}
+
+fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
+    let mut fields = reader.object("config", value)?;
+    let pools = fields.required(reader, "pools", |reader, path, value| {
+        list(reader, path, value, 1..=MAX_POOLS, pool)
+    });
+    let default_pool = fields.optional(reader, "default_pool", text);
+    let session_key = fields
+        .optional(reader, "session_key", |reader, path, value| {
+            list(reader, path, value, 0..=16, key_source)
+        })
+        .unwrap_or_else(KeySource::defaults);
+    let headers = fields
+        .optional(reader, "headers", headers)
+        .unwrap_or_default();
+    let limits = fields
+        .optional(reader, "limits", limits)
+        .unwrap_or_default();
+    let debug_headers = fields.flag(reader, "debug_headers", false);
+    fields.finish(reader);
+    let pools = pools?;
+    check_pools(reader, &pools);
+    let default_pool = match default_pool {
+        None => (pools.len() == 1).then_some(0),
+        Some(name) => {
+            let found = pools.iter().position(|pool| pool.name == name);
+            if found.is_none() {
+                reader.error("config.default_pool", &name.into(), "the name of a pool");
+            }
+            found
+        }
+    };
+    Some(Config {
+        pools,
+        default_pool,
+        session_key,
+        headers,
+        limits,
+        debug_headers,
+    })
+}
+
+/// Checks what no pool can see alone: names that must be unique, and sums that are bounded.
+fn check_pools(reader: &mut Reader, pools: &[PoolConfig]) {
+    let mut any_model = None;
+    let mut endpoints = 0;
+    for (index, pool) in pools.iter().enumerate() {
+        let path = format!("config.pools[{index}]");
+        let earlier = || pools.iter().take(index);
+        endpoints += pool.endpoints.len();
+        if earlier().any(|other| other.name == pool.name) {
+            reader.error(
+                &format!("{path}.name"),
+                &pool.name.clone().into(),
+                "a name no other pool has",
+            );
+        }
+        for name in pool.served_names() {
+            if earlier().any(|other| other.served_names().any(|taken| taken == name)) {
+                let want = "a model or alias that no other pool serves";
+                reader.error(&format!("{path}.models"), &name.into(), want);
+            }
+        }
+        if pool.served_names().next().is_none() {
+            if let Some(first) = any_model {
+                let want = format!("`models`: pool `{first}` already takes every model");
+                reader.error(&format!("{path}.models"), &Value::Null, &want);
+            }
+            any_model = Some(&pool.name);
+        }
+    }
+    if endpoints > MAX_ENDPOINTS {
+        let want = format!("at most {MAX_ENDPOINTS} endpoints in all");
+        reader.error("config.pools", &endpoints.into(), &want);
+    }
+}
+
+fn key_source(reader: &mut Reader, path: &str, value: &Value) -> Option<KeySource> {
+    let (kind, value) = reader.tagged(path, value, &["header", "cookie", "body"])?;
+    let name = text(reader, &format!("{path}.{kind}"), value)?;
+    match kind {
+        "header" => Some(KeySource::Header(name.to_ascii_lowercase())),
+        "cookie" => Some(KeySource::Cookie(name)),
+        _ => match crate::scan::ScanPlan::new(std::slice::from_ref(&name), false) {
+            Ok(_) => Some(KeySource::Body(name)),
+            Err(_) => {
+                reader.error(
+                    &format!("{path}.body"),
+                    value,
+                    "a JSON pointer such as `/user`",
+                );
+                None
+            }
+        },
+    }
+}
+
+impl Default for HeaderNames {
+    fn default() -> Self {
+        HeaderNames {
+            destination: "x-gateway-destination-endpoint".to_owned(),
+            cluster: "x-warmpath-cluster".to_owned(),
+            pool: "x-warmpath-pool".to_owned(),
+            request_id: [
+                "x-request-id",
+                "x-correlation-id",
+                "x-trace-id",
+                "request-id",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+        }
+    }
+}
+
+fn headers(reader: &mut Reader, path: &str, value: &Value) -> Option<HeaderNames> {
+    let mut fields = reader.object(path, value)?;
+    let defaults = HeaderNames::default();
+    let mut name = |reader: &mut Reader, key, default| {
+        fields.optional(reader, key, header_name).unwrap_or(default)
+    };
+    let destination = name(reader, "destination", defaults.destination);
+    let cluster = name(reader, "cluster", defaults.cluster);
+    let pool = name(reader, "pool", defaults.pool);
+    let request_id = fields
+        .optional(reader, "request_id", |reader, path, value| {
+            list(reader, path, value, 0..=16, header_name)
+        })
+        .unwrap_or(defaults.request_id);
+    fields.finish(reader);
+    Some(HeaderNames {
+        destination,
+        cluster,
+        pool,
+        request_id,
+    })
+}
+
+fn header_name(reader: &mut Reader, path: &str, value: &Value) -> Option<String> {
+    let name = text(reader, path, value)?.to_ascii_lowercase();
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if name.len() <= 128 && name.bytes().all(legal) {
+        return Some(name);
+    }
+    reader.error(path, value, "a header name");
+    None
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            hold_bytes: HOLD_BYTES as usize,
+            worker_expiry_ms: WORKER_EXPIRY_MS,
+            workers: WORKERS as usize,
+        }
+    }
+}
+
+fn limits(reader: &mut Reader, path: &str, value: &Value) -> Option<Limits> {
+    const HOLD: RangeInclusive<u64> = 1024..=256 * 1024 * 1024;
+    let mut fields: Fields = reader.object(path, value)?;
+    let hold_bytes = fields.count(reader, "hold_bytes", HOLD, HOLD_BYTES);
+    let worker_expiry_ms =
+        fields.count(reader, "worker_expiry_ms", 3000..=600_000, WORKER_EXPIRY_MS);
+    let workers = fields.count(reader, "workers", 1..=1024, WORKERS);
+    fields.finish(reader);
+    Some(Limits {
+        hold_bytes: hold_bytes as usize,
+        worker_expiry_ms,
+        workers: workers as usize,
+    })
+}
+
+#[cfg(test)]
+mod tests;

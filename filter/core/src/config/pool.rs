@@ -1,0 +1,270 @@
+//! One pool of the configuration: an upstream cluster, what it serves, and who decides within it.
+
+use super::reader::{Reader, list, text};
+use super::{MAX_ENDPOINTS, MAX_MODELS};
+use crate::rate::BUCKETS;
+use serde_json::Value;
+use std::net::SocketAddr;
+
+/// Enough for two retries, the number of retries of the shipped route.
+const CANDIDATES: u64 = 3;
+/// The window of production-stack's router.
+const WINDOW_S: u64 = 60;
+
+/// A validated pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolConfig {
+    /// Unique name; a label of the metrics.
+    pub name: String,
+    /// Envoy's upstream cluster.
+    pub cluster: String,
+    /// Models served; empty together with `aliases` and the endpoints' models: every model.
+    pub models: Vec<String>,
+    /// Other names of models: (alias, model).
+    pub aliases: Vec<(String, String)>,
+    /// The endpoints.
+    pub endpoints: Vec<EndpointConfig>,
+    /// Who decides.
+    pub policy: PolicyConfig,
+    /// Length of the ranked list.
+    pub candidates: usize,
+}
+
+/// One endpoint of a static list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointConfig {
+    /// Where Envoy's cluster knows it.
+    pub address: SocketAddr,
+    /// Models it serves; empty: all of its pool.
+    pub models: Vec<String>,
+}
+
+/// A policy with its options.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PolicyConfig {
+    /// In turn.
+    RoundRobin,
+    /// By lot.
+    Random,
+    /// Fewest requests in flight.
+    LeastRequest,
+    /// The less loaded of two drawn by lot.
+    PowerOfTwo,
+    /// Fewest requests within a window.
+    LowestQps {
+        /// Length of the window.
+        window_us: u64,
+    },
+    /// By session key.
+    ConsistentHash {
+        /// Most in flight of an endpoint as a multiple of the mean; above it the next one serves.
+        bounded_load: Option<f64>,
+        /// Who decides about requests without a session key; never `ConsistentHash`.
+        without_key: Box<PolicyConfig>,
+    },
+}
+
+impl PolicyConfig {
+    /// The name in configs, metrics and debug headers.
+    pub fn name(&self) -> &'static str {
+        match self {
+            PolicyConfig::RoundRobin => "round_robin",
+            PolicyConfig::Random => "random",
+            PolicyConfig::LeastRequest => "least_request",
+            PolicyConfig::PowerOfTwo => "power_of_two",
+            PolicyConfig::LowestQps { .. } => "lowest_qps",
+            PolicyConfig::ConsistentHash { .. } => "consistent_hash",
+        }
+    }
+}
+
+impl PoolConfig {
+    /// Every model name and alias that selects this pool.
+    pub fn served_names(&self) -> impl Iterator<Item = &str> {
+        let models = self.models.iter().map(String::as_str);
+        let aliases = self.aliases.iter().map(|(alias, _)| alias.as_str());
+        // An endpoint without a list serves anything, unless the pool itself has a list.
+        let listed = !self.endpoints.is_empty()
+            && self
+                .endpoints
+                .iter()
+                .all(|endpoint| !endpoint.models.is_empty());
+        let endpoints = self.endpoints.iter().flat_map(|endpoint| &endpoint.models);
+        let endpoints = endpoints.map(String::as_str).filter(move |_| listed);
+        models.chain(aliases).chain(endpoints)
+    }
+}
+
+pub(super) fn pool(reader: &mut Reader, path: &str, value: &Value) -> Option<PoolConfig> {
+    let mut fields = reader.object(path, value)?;
+    let name = fields.required(reader, "name", pool_name);
+    let cluster = fields
+        .optional(reader, "cluster", text)
+        .or_else(|| name.clone());
+    let models = fields
+        .optional(reader, "models", models)
+        .unwrap_or_default();
+    let aliases = fields
+        .optional(reader, "aliases", aliases)
+        .unwrap_or_default();
+    let endpoints = fields.required(reader, "endpoints", endpoints);
+    let policy = fields
+        .optional(reader, "policy", policy)
+        .unwrap_or(PolicyConfig::LeastRequest);
+    let candidates = fields.count(reader, "candidates", 1..=16, CANDIDATES) as usize;
+    let (aliases_path, models_path) = (fields.path("aliases"), fields.path("models"));
+    fields.finish(reader);
+    let endpoints = endpoints?;
+    for (alias, model) in &aliases {
+        let listed =
+            models.contains(model) || endpoints.iter().any(|one| one.models.contains(model));
+        if !listed {
+            let want = "the name of a model in `models`";
+            reader.error(
+                &format!("{aliases_path}.{alias}"),
+                &model.clone().into(),
+                want,
+            );
+        }
+        if models.contains(alias) {
+            reader.error(
+                &models_path,
+                &alias.clone().into(),
+                "a name that is not an alias too",
+            );
+        }
+    }
+    Some(PoolConfig {
+        name: name?,
+        cluster: cluster?,
+        models,
+        aliases,
+        endpoints,
+        policy,
+        candidates,
+    })
+}
+
+/// Pool names become parts of metric names and of a header.
+fn pool_name(reader: &mut Reader, path: &str, value: &Value) -> Option<String> {
+    let name = text(reader, path, value)?;
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if name.len() <= 64 && name.bytes().all(legal) {
+        return Some(name);
+    }
+    reader.error(path, value, "up to 64 letters, digits, `_` and `-`");
+    None
+}
+
+fn models(reader: &mut Reader, path: &str, value: &Value) -> Option<Vec<String>> {
+    let mut names: Vec<String> = list(reader, path, value, 0..=MAX_MODELS, text)?;
+    let length = names.len();
+    names.sort_unstable();
+    names.dedup();
+    if names.len() < length {
+        reader.error(path, value, "each model once");
+    }
+    Some(names)
+}
+
+fn aliases(reader: &mut Reader, path: &str, value: &Value) -> Option<Vec<(String, String)>> {
+    let Some(map) = value.as_object().filter(|map| map.len() <= MAX_MODELS) else {
+        reader.error(path, value, "an object of alias: model");
+        return None;
+    };
+    let pairs = map.iter().filter_map(|(alias, model)| {
+        let model = text(reader, &format!("{path}.{alias}"), model)?;
+        Some((alias.clone(), model))
+    });
+    Some(pairs.collect())
+}
+
+fn endpoints(reader: &mut Reader, path: &str, value: &Value) -> Option<Vec<EndpointConfig>> {
+    let (kind, value) = reader.tagged(path, value, &["static"])?;
+    let path = format!("{path}.{kind}");
+    let found = list(reader, &path, value, 0..=MAX_ENDPOINTS, endpoint)?;
+    for (index, endpoint) in found.iter().enumerate() {
+        if found
+            .iter()
+            .take(index)
+            .any(|other| other.address == endpoint.address)
+        {
+            let got = endpoint.address.to_string().into();
+            reader.error(
+                &format!("{path}[{index}].address"),
+                &got,
+                "each address once in a pool",
+            );
+        }
+    }
+    Some(found)
+}
+
+fn endpoint(reader: &mut Reader, path: &str, value: &Value) -> Option<EndpointConfig> {
+    let mut fields = reader.object(path, value)?;
+    let address = fields.required(reader, "address", address);
+    let models = fields
+        .optional(reader, "models", models)
+        .unwrap_or_default();
+    fields.finish(reader);
+    Some(EndpointConfig {
+        address: address?,
+        models,
+    })
+}
+
+fn address(reader: &mut Reader, path: &str, value: &Value) -> Option<SocketAddr> {
+    let parsed = value.as_str().and_then(|text| text.parse().ok());
+    if parsed.is_none() {
+        // override_host compares with the addresses that Envoy resolved, so a name never matches.
+        reader.error(path, value, "`ip:port` or `[ipv6]:port`");
+    }
+    parsed
+}
+
+const KINDS: [&str; 6] = [
+    "round_robin",
+    "random",
+    "least_request",
+    "power_of_two",
+    "lowest_qps",
+    "consistent_hash",
+];
+
+fn policy(reader: &mut Reader, path: &str, value: &Value) -> Option<PolicyConfig> {
+    let (kind, options) = reader.tagged(path, value, &KINDS)?;
+    let empty = Value::Object(Default::default());
+    let options = if options.is_null() { &empty } else { options };
+    let mut fields = reader.object(&format!("{path}.{kind}"), options)?;
+    let policy = match kind {
+        "round_robin" => PolicyConfig::RoundRobin,
+        "random" => PolicyConfig::Random,
+        "power_of_two" => PolicyConfig::PowerOfTwo,
+        "lowest_qps" => {
+            let window_s = fields.count(reader, "window_s", 1..=3600, WINDOW_S);
+            PolicyConfig::LowestQps {
+                window_us: (window_s * 1_000_000).max(BUCKETS as u64),
+            }
+        }
+        "consistent_hash" => PolicyConfig::ConsistentHash {
+            bounded_load: fields.number(reader, "bounded_load", 1.0..=100.0),
+            without_key: Box::new(
+                fields
+                    .optional(reader, "without_key", keyless)
+                    .unwrap_or(PolicyConfig::LeastRequest),
+            ),
+        },
+        _ => PolicyConfig::LeastRequest,
+    };
+    fields.finish(reader);
+    Some(policy)
+}
+
+fn keyless(reader: &mut Reader, path: &str, value: &Value) -> Option<PolicyConfig> {
+    let found = policy(reader, path, value)?;
+    if matches!(found, PolicyConfig::ConsistentHash { .. }) {
+        reader.error(path, value, "a policy that needs no session key");
+        return None;
+    }
+    Some(found)
+}

@@ -1,0 +1,157 @@
+use super::*;
+
+fn errors(json: &str) -> Vec<String> {
+    let errors = Config::parse(json.as_bytes()).expect_err("must be refused");
+    errors.iter().map(ConfigError::to_string).collect()
+}
+
+const SMALLEST: &str =
+    r#"{"pools": [{"name": "llama", "endpoints": {"static": [{"address": "127.0.0.1:8001"}]}}]}"#;
+
+#[test]
+fn the_smallest_config_gets_every_default() {
+    let config = Config::parse(SMALLEST.as_bytes()).unwrap();
+    let pool = &config.pools[0];
+    assert_eq!((pool.cluster.as_str(), pool.candidates), ("llama", 3));
+    assert_eq!(pool.policy, PolicyConfig::LeastRequest);
+    assert_eq!(config.default_pool, Some(0), "the only pool is the default");
+    assert_eq!(config.session_key, KeySource::defaults());
+    assert_eq!(config.headers, HeaderNames::default());
+    assert_eq!(config.limits, Limits::default());
+    assert!(!config.debug_headers);
+}
+
+#[test]
+fn every_error_is_named_with_its_path() {
+    let found = errors(
+        r#"{"pools": [{"name": "a b", "endpoints": {"static": [{"address": "host:80"}, {}]},
+            "policy": {"fastest": {}}, "candidates": 0, "colour": "red"}],
+            "default_pool": "nobody", "limits": {"hold_bytes": "1 MB"}, "debug_headers": 1}"#,
+    );
+    let expected = [
+        "config.pools[0].name: got \"a b\", want up to 64 letters, digits, `_` and `-`",
+        "config.pools[0].endpoints.static[0].address: got \"host:80\", want `ip:port` or `[ipv6]:port`",
+        "config.pools[0].endpoints.static[1].address: got nothing, want a value (the field is required)",
+        "config.pools[0].policy: got {\"fastest\":{}}, want one of round_robin, random, least_request, power_of_two, lowest_qps, consistent_hash",
+        "config.pools[0].candidates: got 0, want a whole number in 1..=16 (default 3)",
+        "config.pools[0].colour: got an unknown field, want one of name, cluster, models, aliases, endpoints, policy, candidates",
+        "config.limits.hold_bytes: got \"1 MB\", want a whole number in 1024..=268435456 (default 524288)",
+        "config.debug_headers: got 1, want true or false (default false)",
+        "config.default_pool: got \"nobody\", want the name of a pool",
+    ];
+    for line in expected {
+        assert!(
+            found.iter().any(|error| error == line),
+            "missing {line:?} in {found:#?}"
+        );
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn what_is_not_json_or_not_an_object_is_one_error() {
+    assert_eq!(errors("").len(), 1);
+    assert!(errors("{\"pools\": [}")[0].starts_with("config: got "));
+    assert_eq!(errors("[]"), ["config: got [], want an object"]);
+    assert_eq!(
+        errors("{}"),
+        ["config.pools: got nothing, want a value (the field is required)"]
+    );
+}
+
+#[test]
+fn names_that_two_pools_claim_are_refused() {
+    let pool = |name: &str, models: &str| {
+        format!(r#"{{"name": "{name}", {models} "endpoints": {{"static": []}}}}"#)
+    };
+    let two = |a: String, b: String| format!(r#"{{"pools": [{a}, {b}]}}"#);
+    let same = two(
+        pool("a", r#""models": ["m"],"#),
+        pool("a", r#""models": ["m"],"#),
+    );
+    assert_eq!(errors(&same).len(), 2);
+    let alias = r#""models": ["n"], "aliases": {"m": "n"},"#;
+    assert_eq!(
+        errors(&two(pool("a", r#""models": ["m"],"#), pool("b", alias))).len(),
+        1
+    );
+    assert_eq!(
+        errors(&two(pool("a", ""), pool("b", ""))).len(),
+        1,
+        "two pools take every model"
+    );
+}
+
+#[test]
+fn an_alias_must_lead_to_a_model_of_the_pool() {
+    let found = errors(
+        r#"{"pools": [{"name": "a", "models": ["m"], "aliases": {"x": "n"}, "endpoints": {"static": []}}]}"#,
+    );
+    assert_eq!(
+        found,
+        ["config.pools[0].aliases.x: got \"n\", want the name of a model in `models`"]
+    );
+}
+
+#[test]
+fn options_of_policies_are_read_and_bounded() {
+    let policy = |text: &str| {
+        let json = SMALLEST.replace(
+            "\"endpoints\"",
+            &format!("\"policy\": {text}, \"endpoints\""),
+        );
+        Config::parse(json.as_bytes()).map(|config| config.pools[0].policy.clone())
+    };
+    assert_eq!(policy(r#""round_robin""#), Ok(PolicyConfig::RoundRobin));
+    assert_eq!(
+        policy(r#"{"lowest_qps": {"window_s": 10}}"#),
+        Ok(PolicyConfig::LowestQps {
+            window_us: 10_000_000
+        })
+    );
+    let hash = r#"{"consistent_hash": {"bounded_load": 1.25, "without_key": "random"}}"#;
+    let without_key = Box::new(PolicyConfig::Random);
+    assert_eq!(
+        policy(hash),
+        Ok(PolicyConfig::ConsistentHash {
+            bounded_load: Some(1.25),
+            without_key
+        })
+    );
+    assert!(policy(r#"{"consistent_hash": {"without_key": "consistent_hash"}}"#).is_err());
+    assert!(policy(r#"{"consistent_hash": {"bounded_load": 0.5}}"#).is_err());
+    assert!(policy(r#"{"round_robin": {"speed": 1}}"#).is_err());
+    assert!(policy(r#"{"round_robin": {}, "random": {}}"#).is_err());
+}
+
+#[test]
+fn session_key_sources_keep_their_order() {
+    let json = SMALLEST.replace(
+        "{\"pools\"",
+        r#"{"session_key": [{"header": "X-Tenant"}, {"cookie": "sid"}, {"body": "/metadata/user_id"}], "pools""#,
+    );
+    let config = Config::parse(json.as_bytes()).unwrap();
+    assert_eq!(
+        config.session_key,
+        [
+            KeySource::Header("x-tenant".to_owned()),
+            KeySource::Cookie("sid".to_owned()),
+            KeySource::Body("/metadata/user_id".to_owned()),
+        ]
+    );
+    let bad = json.replace("/metadata/user_id", "user");
+    assert!(errors(&bad)[0].starts_with("config.session_key[2].body: got "));
+}
+
+#[test]
+fn the_number_of_endpoints_is_bounded() {
+    let addresses: Vec<String> = (0..=MAX_ENDPOINTS)
+        .map(|n| format!(r#"{{"address": "10.0.{}.{}:80"}}"#, n / 256, n % 256))
+        .collect();
+    let json = |n: usize| {
+        let list = addresses[..n].join(",");
+        format!(r#"{{"pools": [{{"name": "a", "endpoints": {{"static": [{list}]}}}}]}}"#)
+    };
+    assert!(Config::parse(json(MAX_ENDPOINTS).as_bytes()).is_ok());
+    assert!(Config::parse(json(MAX_ENDPOINTS + 1).as_bytes()).is_err());
+}

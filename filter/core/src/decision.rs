@@ -1,0 +1,104 @@
+//! What was decided, and why: the values of logs, metrics and debug headers.
+
+use std::ops::Range;
+
+/// Where a request goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Position of the pool in the config.
+    pub pool: usize,
+    /// Name of the policy that decided.
+    pub policy: &'static str,
+    /// Why the first endpoint is first.
+    pub reason: Reason,
+    /// Positions of distinct usable endpoints in the router, best first; never empty.
+    pub ranked: Vec<usize>,
+    /// What to change in the body, when an alias was used.
+    pub rewrite: Option<Rewrite>,
+    /// What was not known when it was decided.
+    pub fallback: Option<Fallback>,
+}
+
+/// The model's name in the body, to be replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    /// Bytes of the body that hold the JSON string, quotes included.
+    pub span: Range<usize>,
+    /// The JSON string to put there.
+    pub json: String,
+}
+
+/// Why an endpoint was put first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// It was its turn.
+    Turn,
+    /// It was drawn by lot.
+    Draw,
+    /// It had the fewest requests in flight.
+    LeastInFlight,
+    /// It had fewer requests in flight than the other one drawn.
+    LesserOfTwo,
+    /// It got the fewest requests within the window.
+    LowestRate,
+    /// It owns the session.
+    SessionOwner,
+    /// The owner of the session is loaded beyond the bound.
+    OwnerBusy,
+}
+
+impl Reason {
+    /// The name in metrics and debug headers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Turn => "turn",
+            Reason::Draw => "draw",
+            Reason::LeastInFlight => "least_in_flight",
+            Reason::LesserOfTwo => "lesser_of_two",
+            Reason::LowestRate => "lowest_rate",
+            Reason::SessionOwner => "session_owner",
+            Reason::OwnerBusy => "owner_busy",
+        }
+    }
+}
+
+/// Why a request went on with less knowledge than it could have had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fallback {
+    /// Not a request that we know how to read; Envoy's own load balancing serves it.
+    NotInference,
+    /// The body is compressed, so it cannot be read.
+    EncodedBody,
+    /// The model stands beyond the read limit.
+    ModelBeyondLimit,
+    /// The session key could stand beyond the read limit.
+    KeyBeyondLimit,
+    /// Envoy does not show bodies of held requests.
+    StopIterationMissing,
+    /// No pool is known for the request; the route decides alone.
+    NoPool,
+}
+
+impl Fallback {
+    /// Every cause, for metrics that are defined in advance.
+    pub const ALL: [Fallback; 6] = [
+        Fallback::NotInference,
+        Fallback::EncodedBody,
+        Fallback::ModelBeyondLimit,
+        Fallback::KeyBeyondLimit,
+        Fallback::StopIterationMissing,
+        Fallback::NoPool,
+    ];
+
+    /// The name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fallback::NotInference => "not_inference",
+            Fallback::EncodedBody => "encoded_body",
+            Fallback::ModelBeyondLimit => "model_beyond_limit",
+            Fallback::KeyBeyondLimit => "key_beyond_limit",
+            Fallback::StopIterationMissing => "stop_iteration_missing",
+            Fallback::NoPool => "no_pool",
+        }
+    }
+}
