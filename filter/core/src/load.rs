@@ -1,0 +1,142 @@
+//! What is in flight at an endpoint, as the routers of this process know it at decision time.
+
+use crate::board::Row;
+
+/// An endpoint that was not used for this long is as good as never used when ties are broken.
+const FORGET_US: u64 = 10_000_000;
+
+/// Work in flight at one endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests sent and not ended.
+    pub in_flight: u32,
+    /// Those of them that have no first token yet.
+    pub waiting: u32,
+    /// Tokens to prefill of the waiting ones, without what is believed to be cached.
+    pub prefill_tokens: u64,
+    /// Context tokens of all in flight.
+    pub context_tokens: u64,
+    /// When it was last chosen, in microseconds of the Unix clock.
+    pub last_used_us: u64,
+}
+
+impl Row for Load {
+    const BYTES: usize = 32;
+    const KEY: &'static str = "warmpath/load";
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.in_flight.to_le_bytes());
+        out.extend_from_slice(&self.waiting.to_le_bytes());
+        out.extend_from_slice(&self.prefill_tokens.to_le_bytes());
+        out.extend_from_slice(&self.context_tokens.to_le_bytes());
+        out.extend_from_slice(&self.last_used_us.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (in_flight, bytes) = bytes.split_first_chunk()?;
+        let (waiting, bytes) = bytes.split_first_chunk()?;
+        let (prefill_tokens, bytes) = bytes.split_first_chunk()?;
+        let (context_tokens, bytes) = bytes.split_first_chunk()?;
+        let (last_used_us, _) = bytes.split_first_chunk()?;
+        Some(Load {
+            in_flight: u32::from_le_bytes(*in_flight),
+            waiting: u32::from_le_bytes(*waiting),
+            prefill_tokens: u64::from_le_bytes(*prefill_tokens),
+            context_tokens: u64::from_le_bytes(*context_tokens),
+            last_used_us: u64::from_le_bytes(*last_used_us),
+        })
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.in_flight = self.in_flight.saturating_add(other.in_flight);
+        self.waiting = self.waiting.saturating_add(other.waiting);
+        self.prefill_tokens = self.prefill_tokens.saturating_add(other.prefill_tokens);
+        self.context_tokens = self.context_tokens.saturating_add(other.context_tokens);
+        self.last_used_us = self.last_used_us.max(other.last_used_us);
+    }
+
+    fn is_idle(&self, now_us: u64) -> bool {
+        self.in_flight == 0 && now_us.saturating_sub(self.last_used_us) > FORGET_US
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::board::Board;
+    use crate::ids::EndpointId;
+    use crate::store::{MemoryStore, Store};
+    use crate::workers::Column;
+
+    fn board() -> Board<Load> {
+        Board::new(vec![Some(EndpointId(5)), Some(EndpointId(9)), None])
+    }
+
+    #[test]
+    fn workers_see_the_sum_and_forget_the_dead() {
+        let store = MemoryStore::new();
+        let (mine, theirs) = (Column { slot: 0, owner: 1 }, Column { slot: 1, owner: 2 });
+        let mut a = board();
+        let mut b: Board<Load> = Board::new(vec![Some(EndpointId(9)), Some(EndpointId(77))]);
+        b.change(0, |load| load.in_flight += 3);
+        b.publish(&store, theirs, 10);
+        a.change(1, |load| load.in_flight += 1);
+        a.publish(&store, mine, 10);
+        a.set_peers(&[theirs]);
+        a.refresh(&store, 10);
+        assert_eq!(a.total(1).map(|load| load.in_flight), Some(4));
+        assert_eq!(a.total(0).map(|load| load.in_flight), Some(0));
+        a.set_peers(&[Column { slot: 1, owner: 3 }]);
+        a.refresh(&store, 20_000);
+        assert_eq!(
+            a.total(1).map(|load| load.in_flight),
+            Some(1),
+            "another owner's leftovers"
+        );
+    }
+
+    #[test]
+    fn a_column_is_read_again_only_when_due() {
+        let store = MemoryStore::new();
+        let theirs = Column { slot: 1, owner: 2 };
+        let (mut a, mut b) = (board(), board());
+        a.set_peers(&[theirs]);
+        a.refresh(&store, 1000);
+        b.change(0, |load| load.in_flight = 1);
+        b.publish(&store, theirs, 1001);
+        a.refresh(&store, 1100);
+        assert_eq!(a.total(0).map(|load| load.in_flight), Some(0));
+        a.refresh(&store, 1300);
+        assert_eq!(a.total(0).map(|load| load.in_flight), Some(1));
+    }
+
+    #[test]
+    fn garbage_in_a_column_is_empty() {
+        let store = MemoryStore::new();
+        let theirs = Column { slot: 1, owner: 2 };
+        let mut a = board();
+        a.set_peers(&[theirs]);
+        for (round, garbage) in [
+            &b"\x02"[..],
+            b"",
+            b"\x01\x02\0\0\0\0\0\0\0\x05\0\x01",
+            b"\xff",
+        ]
+        .iter()
+        .enumerate()
+        {
+            store.set("warmpath/load/1", garbage);
+            a.refresh(&store, 10_000 * (round as u64 + 1));
+            assert_eq!(a.total(0), Some(&Load::default()));
+        }
+    }
+
+    #[test]
+    fn idle_endpoints_take_no_room() {
+        let store = MemoryStore::new();
+        let mut a = board();
+        a.change(0, |load| load.last_used_us = 1);
+        a.publish(&store, Column { slot: 0, owner: 1 }, 2 + FORGET_US);
+        assert_eq!(store.value_bytes(), 9);
+    }
+}

@@ -1,0 +1,164 @@
+//! Which workers are alive, and the column that each of them owns.
+//!
+//! Every worker runs its own VM and writes what it has in flight into a *column* that only it
+//! writes; the load of an endpoint is the sum over the columns of living workers. A VM that traps
+//! leaves its column behind without a word, so a column counts only while its owner's heartbeat in
+//! the shared list is fresh. Its slot is then free for the next worker.
+//!
+//! Layout of the list: version byte, then 16 bytes a slot: owner (u64, 0 = free), heartbeat in ms
+//! (u64), little-endian. One compare-and-set per worker and tick.
+
+use crate::store::{Store, update};
+
+const KEY: &str = "warmpath/workers";
+const VERSION: u8 = 1;
+const ROW: usize = 16;
+
+/// A column that belongs to one living worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Number of the column, below the configured limit.
+    pub slot: u16,
+    /// Random non-zero name of the worker; written into its columns.
+    pub owner: u64,
+}
+
+/// What one heartbeat learned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roll {
+    /// Our own column; `None` when all slots are taken.
+    pub own: Option<Column>,
+    /// The columns of the other living workers.
+    pub peers: Vec<Column>,
+}
+
+fn decode(bytes: &[u8]) -> Vec<(u64, u64)> {
+    let Some((&VERSION, rows)) = bytes.split_first() else {
+        return Vec::new();
+    };
+    let (rows, _) = rows.as_chunks::<ROW>();
+    rows.iter()
+        .map(|[a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]| {
+            (
+                u64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h]),
+                u64::from_le_bytes([*i, *j, *k, *l, *m, *n, *o, *p]),
+            )
+        })
+        .collect()
+}
+
+fn encode(rows: &[(u64, u64)], bytes: &mut Vec<u8>) {
+    bytes.clear();
+    bytes.push(VERSION);
+    for (owner, heartbeat_ms) in rows {
+        bytes.extend_from_slice(&owner.to_le_bytes());
+        bytes.extend_from_slice(&heartbeat_ms.to_le_bytes());
+    }
+}
+
+fn column(slot: usize, owner: u64) -> Option<Column> {
+    u16::try_from(slot).ok().map(|slot| Column { slot, owner })
+}
+
+/// Renews the heartbeat of `owner`, claiming a slot if it has none, and lists the living.
+///
+/// `None` when every try lost its race: keep the last roll, the next tick repairs it.
+pub fn beat<S: Store>(
+    store: &S,
+    owner: u64,
+    max_workers: usize,
+    expiry_ms: u64,
+    now_ms: u64,
+) -> Option<Roll> {
+    update(store, KEY, |bytes| {
+        let mut rows = decode(bytes);
+        rows.truncate(max_workers);
+        // A heartbeat from the future is a clock that was set back, not a dead worker.
+        let alive = |beat_ms: u64| now_ms.saturating_sub(beat_ms) < expiry_ms;
+        let slot = rows
+            .iter()
+            .position(|row| row.0 == owner)
+            .or_else(|| rows.iter().position(|row| row.0 == 0 || !alive(row.1)))
+            .or_else(|| {
+                (rows.len() < max_workers).then(|| {
+                    rows.push((0, 0));
+                    rows.len() - 1
+                })
+            });
+        if let Some(row) = slot.and_then(|slot| rows.get_mut(slot)) {
+            *row = (owner, now_ms);
+        }
+        let peers = rows
+            .iter()
+            .enumerate()
+            .filter(|(_, row)| row.0 != 0 && row.0 != owner && alive(row.1))
+            .filter_map(|(slot, row)| column(slot, row.0))
+            .collect();
+        encode(&rows, bytes);
+        (
+            slot.is_some(),
+            Roll {
+                own: slot.and_then(|slot| column(slot, owner)),
+                peers,
+            },
+        )
+    })
+}
+
+/// Gives the slot of `owner` back, so that its column stops counting at once.
+pub fn leave<S: Store>(store: &S, owner: u64) {
+    update(store, KEY, |bytes| {
+        let mut rows = decode(bytes);
+        let mut found = false;
+        for row in rows.iter_mut().filter(|row| row.0 == owner) {
+            *row = (0, 0);
+            found = true;
+        }
+        encode(&rows, bytes);
+        (found, ())
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    #[test]
+    fn workers_see_each_other_and_the_dead_expire() {
+        let store = MemoryStore::new();
+        let first = beat(&store, 11, 8, 1000, 0).unwrap();
+        assert_eq!(first.own, Some(Column { slot: 0, owner: 11 }));
+        let second = beat(&store, 22, 8, 1000, 500).unwrap();
+        assert_eq!(second.peers, vec![Column { slot: 0, owner: 11 }]);
+        let late = beat(&store, 22, 8, 1000, 1001).unwrap();
+        assert!(
+            late.peers.is_empty(),
+            "no heartbeat for longer than the expiry"
+        );
+        let third = beat(&store, 33, 8, 1000, 1002).unwrap();
+        assert_eq!(
+            third.own,
+            Some(Column { slot: 0, owner: 33 }),
+            "takes the dead one's slot"
+        );
+        let back = beat(&store, 11, 8, 1000, 1003).unwrap();
+        assert_eq!(
+            back.own,
+            Some(Column { slot: 2, owner: 11 }),
+            "was only slow: a new slot"
+        );
+    }
+
+    #[test]
+    fn the_list_is_bounded() {
+        let store = MemoryStore::new();
+        for owner in 1..=20 {
+            beat(&store, owner, 4, 1000, 10).unwrap();
+        }
+        assert_eq!(store.value_bytes(), 1 + 4 * ROW);
+        assert_eq!(beat(&store, 99, 4, 1000, 10).unwrap().own, None);
+        leave(&store, 2);
+        assert_eq!(beat(&store, 99, 4, 1000, 10).unwrap().own, column(1, 99));
+    }
+}
