@@ -1,0 +1,264 @@
+//! One request's way through the router, from its headers to its end.
+//!
+//! The adapter feeds what Envoy shows it and does what each [`Step`] says. It may stop at any point:
+//! whatever happens, [`Exchange::end`] gives back what was counted, exactly once.
+
+use crate::answer::Answer;
+use crate::decision::{Decision, Fallback, Rewrite};
+use crate::router::{Charge, Router, Target, with_fallback};
+use crate::scan::{Api, Field, RequestScan};
+use crate::session::{self, HeaderKey, Key, header};
+use crate::store::Store;
+
+/// The request's headers.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// All headers, pseudo-headers included, names in lower case.
+    pub headers: &'a [(String, Vec<u8>)],
+    /// Whether no body follows.
+    pub end_of_stream: bool,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Hold the request and show its body.
+    Hold,
+    /// Send it to the first endpoint of the decision.
+    Route(Decision),
+    /// Let Envoy's own load balancing serve it from this pool's cluster, if one is known.
+    Pass {
+        /// Position of the pool.
+        pool: Option<usize>,
+        /// Why.
+        fallback: Fallback,
+    },
+    /// Answer it ourselves.
+    Answer(Answer),
+}
+
+/// The state of one request.
+#[derive(Debug, Default)]
+pub struct Exchange {
+    api: Option<Api>,
+    key: HeaderKey,
+    pool_header: Option<Vec<u8>>,
+    scan: Option<RequestScan>,
+    charge: Option<Charge>,
+}
+
+impl Exchange {
+    /// Looks at the headers.
+    pub fn on_headers<S: Store>(
+        &mut self,
+        router: &mut Router<S>,
+        head: Head,
+        now_us: u64,
+    ) -> Step {
+        let path = header(head.headers, ":path").unwrap_or_default();
+        let method = header(head.headers, ":method").unwrap_or_default();
+        self.pool_header = header(head.headers, &router.config().headers.pool).map(<[u8]>::to_vec);
+        if method == b"GET"
+            && let Some(answer) = models_answer(router, path)
+        {
+            return Step::Answer(answer);
+        }
+        let api = Api::from_path(path).filter(|_| method == b"POST");
+        let Some(api) = api else {
+            return self.pass(router, Fallback::NotInference);
+        };
+        self.api = Some(api);
+        self.key = session::from_headers(&router.config().session_key, head.headers);
+        if encoded(head.headers) {
+            return self.give_up(router, Fallback::EncodedBody, now_us);
+        }
+        if head.end_of_stream {
+            return Step::Answer(Answer::bad_json("it is empty"));
+        }
+        if let Some(target) = router.only_target().cloned()
+            && let Some(key) = self.key_for(router, &target, false)
+        {
+            return self.decide(router, &target, key, None, now_us);
+        }
+        self.scan = Some(RequestScan::new(api));
+        Step::Hold
+    }
+
+    /// Looks at the next bytes of the body; `ended` says that they are the last.
+    pub fn on_body<S: Store>(
+        &mut self,
+        router: &mut Router<S>,
+        bytes: &[u8],
+        ended: bool,
+        now_us: u64,
+    ) -> Step {
+        let Some(scan) = self.scan.as_mut() else {
+            return Step::Hold;
+        };
+        let mut result = scan.feed(router.plan(), bytes);
+        if ended && result.is_ok() {
+            result = scan.finish();
+        }
+        if let Err(error) = result {
+            return Step::Answer(Answer::bad_json(&error.to_string()));
+        }
+        let target = match self.target(router, ended) {
+            Ok(Some(target)) => target,
+            Ok(None) => return Step::Hold,
+            Err(answer) => return Step::Answer(answer),
+        };
+        match self.key_for(router, &target, ended) {
+            Some(key) => self.decide(router, &target, key, None, now_us),
+            None => Step::Hold,
+        }
+    }
+
+    /// Decides on what is known, because no more of the body will be seen.
+    pub fn give_up<S: Store>(
+        &mut self,
+        router: &mut Router<S>,
+        fallback: Fallback,
+        now_us: u64,
+    ) -> Step {
+        let known = match self.target(router, false) {
+            Ok(target) => target,
+            Err(answer) => return Step::Answer(answer),
+        };
+        let model_known = known.is_some();
+        let pool_header = self.pool_header.as_deref();
+        let Some(target) = known.or_else(|| router.default_target(pool_header)) else {
+            return self.pass(router, Fallback::NoPool);
+        };
+        let key = self.key.with_body(self.scan.as_ref(), true);
+        let fallback = match fallback {
+            Fallback::ModelBeyondLimit if model_known => Fallback::KeyBeyondLimit,
+            other => other,
+        };
+        self.decide(router, &target, found(key), Some(fallback), now_us)
+    }
+
+    /// Another endpoint than the first may have answered, after retries.
+    pub fn served_by<S: Store>(&mut self, router: &mut Router<S>, address: &[u8], now_us: u64) {
+        if let Some(charge) = self.charge.as_mut() {
+            router.served_by(charge, address, now_us);
+        }
+    }
+
+    /// The first byte of the response body came.
+    pub fn first_token<S: Store>(&mut self, router: &mut Router<S>, now_us: u64) {
+        if let Some(charge) = self.charge.as_mut() {
+            router.first_token(charge, now_us);
+        }
+    }
+
+    /// The request is over. Later calls do nothing.
+    pub fn end<S: Store>(&mut self, router: &mut Router<S>, now_us: u64) {
+        if let Some(charge) = self.charge.take() {
+            router.end(charge, now_us);
+        }
+    }
+
+    /// Whether the request is counted as in flight.
+    pub fn is_charged(&self) -> bool {
+        self.charge.is_some()
+    }
+
+    fn pass<S: Store>(&self, router: &Router<S>, fallback: Fallback) -> Step {
+        let target = router.default_target(self.pool_header.as_deref());
+        Step::Pass {
+            pool: target.map(|target| target.pool),
+            fallback,
+        }
+    }
+
+    /// Where the model leads; `None` while it may still come.
+    fn target<S: Store>(&self, router: &Router<S>, ended: bool) -> Result<Option<Target>, Answer> {
+        let field = self.scan.as_ref().map_or(Field::Absent, RequestScan::model);
+        match field {
+            Field::Text(model) => match router.target(model) {
+                Some(target) => Ok(Some(target.clone())),
+                None => Err(Answer::unknown_model(model)),
+            },
+            Field::TooLong => Err(Answer::unknown_model(b"(its name is too long)")),
+            Field::WrongType => Err(Answer::missing_model()),
+            Field::Absent if !ended => Ok(router.only_target().cloned()),
+            Field::Absent => {
+                // SGLang's own path has no model, and an engine that serves one may not ask for it.
+                let unnamed = matches!(self.api, Some(Api::Generate | Api::Tokenize));
+                let default = || router.default_target(self.pool_header.as_deref());
+                let target = router.any_model().cloned();
+                let target = target.or_else(|| default().filter(|_| unnamed));
+                target.map(Some).ok_or_else(Answer::missing_model)
+            }
+        }
+    }
+
+    /// The session key as far as the pool's policy cares; `None` while it may still come.
+    fn key_for<S: Store>(
+        &self,
+        router: &Router<S>,
+        target: &Target,
+        ended: bool,
+    ) -> Option<Option<u64>> {
+        if !router.wants_key(target) {
+            return Some(None);
+        }
+        match self.key.with_body(self.scan.as_ref(), ended) {
+            Key::Unknown => None,
+            key => Some(found(key)),
+        }
+    }
+
+    fn decide<S: Store>(
+        &mut self,
+        router: &mut Router<S>,
+        target: &Target,
+        key: Option<u64>,
+        fallback: Option<Fallback>,
+        now_us: u64,
+    ) -> Step {
+        match router.decide(target, key, now_us) {
+            Ok((mut decision, charge)) => {
+                self.charge = Some(charge);
+                decision.rewrite = self.rewrite(target);
+                Step::Route(with_fallback(decision, fallback))
+            }
+            Err(answer) => Step::Answer(answer),
+        }
+    }
+
+    fn rewrite(&self, target: &Target) -> Option<Rewrite> {
+        let span = self.scan.as_ref()?.model_span()?;
+        let name = target.rename.as_deref()?;
+        Some(Rewrite {
+            span,
+            json: serde_json::Value::from(name).to_string(),
+        })
+    }
+}
+
+fn found(key: Key) -> Option<u64> {
+    match key {
+        Key::Found(hash) => Some(hash),
+        Key::Unknown | Key::Absent => None,
+    }
+}
+
+fn encoded(headers: &[(String, Vec<u8>)]) -> bool {
+    header(headers, "content-encoding")
+        .is_some_and(|value| !value.eq_ignore_ascii_case(b"identity"))
+}
+
+fn models_answer<S: Store>(router: &Router<S>, path: &[u8]) -> Option<Answer> {
+    let path = path.split(|byte| *byte == b'?').next()?;
+    if path.ends_with(b"/v1/models") {
+        return router.model_list();
+    }
+    let at = path.windows(11).rposition(|part| part == b"/v1/models/")?;
+    let name = path.get(at + 11..).filter(|name| !name.is_empty())?;
+    router.model_list()?;
+    match (router.target(name), std::str::from_utf8(name)) {
+        (Some(_), Ok(name)) => Some(Answer::model(name)),
+        _ => Some(Answer::unknown_model(name)),
+    }
+}

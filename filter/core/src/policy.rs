@@ -1,0 +1,126 @@
+//! Policies: given the usable endpoints of a pool, who is asked first, second, third.
+//!
+//! A policy ranks instead of picking, because Envoy's retries walk the list: the second entry is the
+//! policy's own second choice, not whoever a load balancer draws. One file per algorithm.
+
+mod consistent_hash;
+mod least_request;
+mod lowest_qps;
+mod power_of_two;
+mod random;
+mod round_robin;
+
+use crate::board::Board;
+use crate::config::PolicyConfig;
+use crate::decision::Reason;
+use crate::load::Load;
+use crate::rate::Rate;
+
+/// What policies may look at.
+#[derive(Debug)]
+pub struct View<'a> {
+    /// Positions of the usable endpoints, in the order of the config.
+    pub members: &'a [usize],
+    /// Identity of each endpoint of the router: the hash of its address.
+    pub identities: &'a [u64],
+    /// Work in flight.
+    pub loads: &'a Board<Load>,
+    /// Requests per window; only fed when a pool asks for it.
+    pub rates: &'a Board<Rate>,
+    /// Hash of the session key.
+    pub key: Option<u64>,
+    /// Number of this request in its pool, for `round_robin`.
+    pub turn: u64,
+    /// A random number.
+    pub draw: u64,
+    /// Microseconds of the Unix clock.
+    pub now_us: u64,
+    /// Most entries of the ranking.
+    pub candidates: usize,
+}
+
+/// Endpoints in order of preference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ranking {
+    /// Distinct positions out of [`View::members`]; empty only if there are no members.
+    pub ranked: Vec<usize>,
+    /// Name of the policy that decided.
+    pub policy: &'static str,
+    /// Why the first is first.
+    pub reason: Reason,
+}
+
+/// The policy that decides about a request: itself, or its stand-in when there is no session key.
+pub fn effective(policy: &PolicyConfig, has_key: bool) -> &PolicyConfig {
+    match policy {
+        PolicyConfig::ConsistentHash { without_key, .. } if !has_key => without_key,
+        policy => policy,
+    }
+}
+
+/// Ranks the members of a view.
+pub fn rank(policy: &PolicyConfig, view: &View) -> Ranking {
+    let policy = effective(policy, view.key.is_some());
+    let (ranked, reason) = match policy {
+        PolicyConfig::RoundRobin => round_robin::rank(view),
+        PolicyConfig::Random => random::rank(view),
+        PolicyConfig::LeastRequest => least_request::rank(view),
+        PolicyConfig::PowerOfTwo => power_of_two::rank(view),
+        PolicyConfig::LowestQps { window_us } => lowest_qps::rank(view, *window_us),
+        PolicyConfig::ConsistentHash { bounded_load, .. } => {
+            consistent_hash::rank(view, view.key.unwrap_or_default(), *bounded_load)
+        }
+    };
+    Ranking {
+        ranked,
+        policy: policy.name(),
+        reason,
+    }
+}
+
+/// The `count` items of least cost, cheapest first; O(items) as long as `count` is small.
+pub fn least<T: Ord + Copy>(items: impl Iterator<Item = T>, count: usize) -> Vec<T> {
+    let mut best: Vec<T> = Vec::with_capacity(count.min(64).saturating_add(1));
+    for item in items {
+        if best.len() == count && best.last().is_none_or(|worst| item >= *worst) {
+            continue;
+        }
+        let at = best.partition_point(|other| *other <= item);
+        best.insert(at, item);
+        best.truncate(count);
+    }
+    best
+}
+
+/// One step of SplitMix64 (Steele, Lea, Flood 2014): a cheap, well mixed sequence for draws.
+pub fn next_random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// A number below `bound` (0 for 0) from a random number, without the bias of a remainder.
+pub fn below(random: u64, bound: usize) -> usize {
+    ((u128::from(random) * bound as u128) >> 64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn least_keeps_the_cheapest_in_order() {
+        assert_eq!(least([5, 1, 4, 1, 3].into_iter(), 3), vec![1, 1, 3]);
+        assert_eq!(least([2, 1].into_iter(), 5), vec![1, 2]);
+        assert_eq!(least([2, 1].into_iter(), 0), Vec::<i32>::new());
+    }
+
+    #[test]
+    fn below_stays_below() {
+        assert_eq!(below(u64::MAX, 10), 9);
+        assert_eq!(below(0, 10), 0);
+        assert_eq!(below(u64::MAX, 0), 0);
+    }
+}

@@ -1,0 +1,15 @@
+//! In turn. The turn is counted once for all workers, so the order holds across them.
+
+use super::View;
+use crate::decision::Reason;
+
+pub(super) fn rank(view: &View) -> (Vec<usize>, Reason) {
+    let size = view.members.len().max(1) as u64;
+    let first = (view.turn % size) as usize;
+    let turns = view.members.iter().cycle().skip(first);
+    let ranked = turns
+        .take(view.candidates.min(view.members.len()))
+        .copied()
+        .collect();
+    (ranked, Reason::Turn)
+}
