@@ -1,0 +1,133 @@
+//! The only file that names host calls.
+//!
+//! The SDK panics on every status it does not list, and a panic kills all streams of the worker. So
+//! each call here is made only in callbacks where Envoy is known to have what it asks for, and what
+//! can fail returns an `Option` or a `bool`.
+
+use proxy_wasm::hostcalls;
+use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
+use std::time::{Duration, UNIX_EPOCH};
+use warmpath_core::Answer;
+use warmpath_core::store::{ABSENT, Store, Versioned};
+
+/// Microseconds of the Unix clock.
+pub fn now_us() -> u64 {
+    let now = hostcalls::get_current_time().ok();
+    let since = now.and_then(|now| now.duration_since(UNIX_EPOCH).ok());
+    since.map_or(0, |since| {
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    })
+}
+
+/// Takes over Envoy's log level, which an operator may change at any time.
+pub fn follow_log_level() {
+    if let Ok(level) = hostcalls::get_log_level() {
+        proxy_wasm::set_log_level(level);
+    }
+}
+
+/// Asks for a tick at least every `period`.
+pub fn tick_every(period: Duration) {
+    hostcalls::set_tick_period(period).ok();
+}
+
+/// The request's headers; only while the header or body callbacks of a held request run.
+pub fn request_headers() -> Vec<(String, Vec<u8>)> {
+    hostcalls::get_map_bytes(MapType::HttpRequestHeaders).unwrap_or_default()
+}
+
+/// Sets or removes a request header, under the same condition.
+pub fn set_request_header(name: &str, value: Option<&[u8]>) {
+    hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, value).ok();
+}
+
+/// Adds a response header; only in the response header callback.
+pub fn set_response_header(name: &str, value: &[u8]) {
+    hostcalls::set_map_value_bytes(MapType::HttpResponseHeaders, name, Some(value)).ok();
+}
+
+/// A slice of the request body; only in body callbacks.
+pub fn request_body(start: usize, length: usize) -> Option<Vec<u8>> {
+    hostcalls::get_buffer(BufferType::HttpRequestBody, start, length)
+        .ok()
+        .flatten()
+}
+
+/// Replaces all of the request body that has arrived; only in body callbacks.
+pub fn replace_request_body(body: &[u8]) {
+    // Envoy replaces everything when the length covers the buffer; other ranges are refused.
+    hostcalls::set_buffer(BufferType::HttpRequestBody, 0, usize::MAX, body).ok();
+}
+
+/// The `ip:port` of the host that answers, once one was chosen.
+pub fn upstream_address() -> Option<Vec<u8>> {
+    hostcalls::get_property(vec!["upstream", "address"])
+        .ok()
+        .flatten()
+}
+
+/// Answers the request from here.
+pub fn respond(answer: &Answer) {
+    let retry_after = answer.retry_after_s.map(|seconds| seconds.to_string());
+    let mut headers = vec![("content-type", "application/json")];
+    if let Some(seconds) = &retry_after {
+        headers.push(("retry-after", seconds));
+    }
+    hostcalls::send_http_response(
+        u32::from(answer.status),
+        headers,
+        Some(answer.body.as_bytes()),
+    )
+    .ok();
+}
+
+/// Makes a stream the one that host calls speak of; false when it is gone.
+pub fn enter(context: u32) -> bool {
+    hostcalls::set_effective_context(context).is_ok()
+}
+
+/// Lets a held request go on.
+pub fn resume_request() {
+    hostcalls::resume_http_request().ok();
+}
+
+/// Defines a counter that all workers share.
+pub fn counter(name: &str) -> Option<u32> {
+    hostcalls::define_metric(MetricType::Counter, name).ok()
+}
+
+/// Adds to a counter.
+pub fn add(counter: u32, amount: i64) {
+    hostcalls::increment_metric(counter, amount).ok();
+}
+
+/// Envoy's shared data.
+#[derive(Debug)]
+pub struct SharedData;
+
+impl Store for SharedData {
+    fn get(&self, key: &str) -> Versioned {
+        match hostcalls::get_shared_data(key) {
+            Ok((bytes, Some(version))) => Versioned {
+                bytes: bytes.unwrap_or_default(),
+                version,
+            },
+            _ => Versioned {
+                bytes: Vec::new(),
+                version: ABSENT,
+            },
+        }
+    }
+
+    fn set(&self, key: &str, bytes: &[u8]) {
+        hostcalls::set_shared_data(key, Some(bytes), None).ok();
+    }
+
+    fn compare_and_set(&self, key: &str, bytes: &[u8], version: u32) -> bool {
+        // Version 0 would mean "whatever is there".
+        let version = version.max(1);
+        let result: Result<(), Status> =
+            hostcalls::set_shared_data(key, Some(bytes), Some(version));
+        result.is_ok()
+    }
+}

@@ -1,0 +1,372 @@
+//! One worker thread's part in one config: the router, and the requests it has under way.
+
+use crate::host::{self, SharedData};
+use crate::metrics::Metrics;
+use log::{Level, debug, log_enabled, warn};
+use proxy_wasm::types::Action;
+use std::collections::HashMap;
+use warmpath_core::{Config, Decision, Exchange, Fallback, Head, Router, Step};
+
+/// Bytes read from a body at a time: a slice costs its size, and most decisions need the first only.
+const READ_BYTES: usize = 64 * 1024;
+/// A held request whose body was never shown is let go after this long.
+const STRANDED_US: u64 = 1_000_000;
+/// That many in a row, and nothing more is held for a while.
+const STRANDED_TO_STOP: u32 = 3;
+/// How long nothing is held then, before it is tried again.
+const STOP_HOLDING_US: u64 = 30_000_000;
+
+/// What happens to a stream next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Its body is awaited.
+    Held,
+    /// It was sent on.
+    Sent,
+    /// It was answered here.
+    Answered,
+}
+
+#[derive(Debug)]
+struct Request {
+    exchange: Exchange,
+    phase: Phase,
+    held_us: u64,
+    read: usize,
+    answering: bool,
+    /// For the debug headers.
+    explained: Option<String>,
+    id: Option<Vec<u8>>,
+    content_length: Option<usize>,
+}
+
+/// Whether Envoy shows the bodies of held requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holding {
+    Untried { stranded: u32 },
+    Works,
+    Off { until_us: u64 },
+}
+
+/// The state of one VM and config.
+#[derive(Debug)]
+pub struct Worker {
+    router: Router<SharedData>,
+    metrics: Metrics,
+    requests: HashMap<u32, Request>,
+    holding: Holding,
+}
+
+impl Worker {
+    /// A worker for an accepted config.
+    pub fn new(config: Config) -> Self {
+        Worker {
+            router: Router::new(config, SharedData, host::now_us()),
+            metrics: Metrics::default(),
+            requests: HashMap::new(),
+            holding: Holding::Untried { stranded: 0 },
+        }
+    }
+
+    /// The request's headers came.
+    pub fn request_headers(&mut self, context: u32, end_of_stream: bool) -> Action {
+        let now_us = host::now_us();
+        let headers = host::request_headers();
+        let names = &self.router.config().headers;
+        for name in [&names.destination, &names.cluster] {
+            // Whatever a client sends here must never steer anything.
+            if headers.iter().any(|(key, _)| key == name) {
+                host::set_request_header(name, None);
+            }
+        }
+        let id = log_enabled!(Level::Debug)
+            .then(|| self.request_id(&headers))
+            .flatten();
+        let find = |name| warmpath_core::session::header(&headers, name);
+        let content_length = find("content-length")
+            .and_then(|value| std::str::from_utf8(value).ok())
+            .and_then(|value| value.parse().ok());
+        let mut request = Request {
+            exchange: Exchange::default(),
+            phase: Phase::Held,
+            held_us: now_us,
+            read: 0,
+            answering: false,
+            explained: None,
+            id,
+            content_length,
+        };
+        let head = Head {
+            headers: &headers,
+            end_of_stream,
+        };
+        let mut step = request.exchange.on_headers(&mut self.router, head, now_us);
+        if step == Step::Hold && self.holding_is_off(now_us) {
+            let fallback = Fallback::StopIterationMissing;
+            step = request.exchange.give_up(&mut self.router, fallback, now_us);
+        }
+        let action = self.apply(&mut request, step, 0);
+        self.requests.insert(context, request);
+        action
+    }
+
+    /// More of the request's body came; `size` is all that is held by now.
+    pub fn request_body(&mut self, context: u32, size: usize, ended: bool) -> Action {
+        let Some(mut request) = self.requests.remove(&context) else {
+            return Action::Continue;
+        };
+        let action = match request.phase {
+            Phase::Held => {
+                self.holding = Holding::Works;
+                let step = self.scan(&mut request, size, ended);
+                self.apply(&mut request, step, size)
+            }
+            Phase::Sent => Action::Continue,
+            Phase::Answered => Action::Pause,
+        };
+        self.requests.insert(context, request);
+        action
+    }
+
+    /// The request ended with trailers, so no more body will come.
+    pub fn request_trailers(&mut self, context: u32) -> Action {
+        let Some(mut request) = self.requests.remove(&context) else {
+            return Action::Continue;
+        };
+        let action = match request.phase {
+            Phase::Held => {
+                let step = request
+                    .exchange
+                    .on_body(&mut self.router, &[], true, host::now_us());
+                self.apply(&mut request, step, 0)
+            }
+            Phase::Sent => Action::Continue,
+            Phase::Answered => Action::Pause,
+        };
+        self.requests.insert(context, request);
+        action
+    }
+
+    /// The response's headers came: now it is known who answers.
+    pub fn response_headers(&mut self, context: u32) -> Action {
+        let Some(request) = self.requests.get_mut(&context) else {
+            return Action::Continue;
+        };
+        let charged = request.exchange.is_charged();
+        if request.phase != Phase::Sent || !(charged || request.explained.is_some()) {
+            return Action::Continue;
+        }
+        if let Some(address) = host::upstream_address() {
+            request
+                .exchange
+                .served_by(&mut self.router, &address, host::now_us());
+            if request.explained.is_some() {
+                host::set_response_header("x-warmpath-endpoint", &address);
+            }
+        }
+        if let Some(explained) = &request.explained {
+            host::set_response_header("x-warmpath-decision", explained.as_bytes());
+        }
+        Action::Continue
+    }
+
+    /// A part of the response's body passes.
+    pub fn response_body(&mut self, context: u32, size: usize) -> Action {
+        if size > 0
+            && let Some(request) = self.requests.get_mut(&context)
+            && !std::mem::replace(&mut request.answering, true)
+        {
+            request
+                .exchange
+                .first_token(&mut self.router, host::now_us());
+        }
+        Action::Continue
+    }
+
+    /// The stream is over, however it ended.
+    pub fn ended(&mut self, context: u32) -> Action {
+        if let Some(mut request) = self.requests.remove(&context) {
+            request.exchange.end(&mut self.router, host::now_us());
+        }
+        Action::Continue
+    }
+
+    /// Time passed. Returns the streams to [`Worker::release`].
+    pub fn tick(&mut self) -> Vec<u32> {
+        let now_us = host::now_us();
+        self.router.tick(now_us);
+        let Holding::Untried { stranded } = self.holding else {
+            return Vec::new();
+        };
+        let is_stranded = |request: &Request| {
+            request.phase == Phase::Held && now_us.saturating_sub(request.held_us) >= STRANDED_US
+        };
+        let found: Vec<u32> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| is_stranded(request))
+            .map(|(context, _)| *context)
+            .collect();
+        if found.is_empty() {
+            return found;
+        }
+        warn!(
+            "{} requests were held and Envoy did not show their bodies: set \
+             `allow_on_headers_stop_iteration: true` in the wasm filter's `config`; \
+             they are routed by their headers alone",
+            found.len()
+        );
+        let stranded = stranded.saturating_add(u32::try_from(found.len()).unwrap_or(u32::MAX));
+        self.holding = if stranded >= STRANDED_TO_STOP {
+            Holding::Off {
+                until_us: now_us.saturating_add(STOP_HOLDING_US),
+            }
+        } else {
+            Holding::Untried { stranded }
+        };
+        found
+    }
+
+    /// Decides about a held request by its headers alone, so that it can be resumed.
+    pub fn release(&mut self, context: u32) {
+        let Some(mut request) = self.requests.remove(&context) else {
+            return;
+        };
+        if request.phase == Phase::Held {
+            let fallback = Fallback::StopIterationMissing;
+            let step = request
+                .exchange
+                .give_up(&mut self.router, fallback, host::now_us());
+            self.apply(&mut request, step, 0);
+        }
+        self.requests.insert(context, request);
+    }
+
+    /// The config is no longer used.
+    pub fn leave(&mut self) {
+        self.router.leave();
+    }
+
+    fn holding_is_off(&mut self, now_us: u64) -> bool {
+        match self.holding {
+            Holding::Off { until_us } if now_us < until_us => true,
+            Holding::Off { .. } => {
+                // One more stranded request turns it off again.
+                self.holding = Holding::Untried {
+                    stranded: STRANDED_TO_STOP - 1,
+                };
+                false
+            }
+            Holding::Untried { .. } | Holding::Works => false,
+        }
+    }
+
+    /// Shows the router what it has not seen of the body.
+    fn scan(&mut self, request: &mut Request, size: usize, ended: bool) -> Step {
+        let limit = self.router.config().limits.hold_bytes;
+        let now_us = host::now_us();
+        let readable = size.min(limit);
+        loop {
+            let length = readable.saturating_sub(request.read).min(READ_BYTES);
+            let bytes = match length {
+                0 => Vec::new(),
+                length => host::request_body(request.read, length).unwrap_or_default(),
+            };
+            request.read = request.read.saturating_add(bytes.len());
+            let last = ended && request.read >= size;
+            let step = request
+                .exchange
+                .on_body(&mut self.router, &bytes, last, now_us);
+            if step != Step::Hold || bytes.is_empty() || last {
+                return match step {
+                    Step::Hold if request.read >= limit || last => {
+                        let fallback = Fallback::ModelBeyondLimit;
+                        request.exchange.give_up(&mut self.router, fallback, now_us)
+                    }
+                    step => step,
+                };
+            }
+        }
+    }
+
+    fn apply(&mut self, request: &mut Request, step: Step, held_bytes: usize) -> Action {
+        match step {
+            Step::Hold => return Action::Pause,
+            Step::Route(decision) => self.route(request, &decision, held_bytes),
+            Step::Pass { pool, fallback } => {
+                self.metrics.fell_back(fallback);
+                self.set_cluster(pool);
+            }
+            Step::Answer(answer) => {
+                self.metrics.answered(&answer);
+                request.phase = Phase::Answered;
+                host::respond(&answer);
+                return Action::Pause;
+            }
+        }
+        request.phase = Phase::Sent;
+        Action::Continue
+    }
+
+    fn route(&mut self, request: &mut Request, decision: &Decision, held_bytes: usize) {
+        let destination = self.router.destination(decision);
+        let config = self.router.config();
+        host::set_request_header(&config.headers.destination, Some(destination.as_bytes()));
+        self.set_cluster(Some(decision.pool));
+        if let Some(rewrite) = &decision.rewrite {
+            rewrite_model(request, rewrite, held_bytes);
+        }
+        if let Some(fallback) = decision.fallback {
+            self.metrics.fell_back(fallback);
+        }
+        let config = self.router.config();
+        if let Some(pool) = config.pools.get(decision.pool) {
+            self.metrics.routed(&pool.name, decision);
+        }
+        let (policy, reason) = (decision.policy, decision.reason.name());
+        if config.debug_headers {
+            request.explained = Some(format!("{policy}; {reason}; {destination}"));
+        }
+        let id = request.id.as_deref().unwrap_or_default();
+        debug!(
+            "{}: {policy}; {reason}; {destination}",
+            String::from_utf8_lossy(id)
+        );
+    }
+
+    fn set_cluster(&self, pool: Option<usize>) {
+        let config = self.router.config();
+        if let Some(pool) = pool.and_then(|pool| config.pools.get(pool)) {
+            host::set_request_header(&config.headers.cluster, Some(pool.cluster.as_bytes()));
+        }
+    }
+
+    fn request_id(&self, headers: &[(String, Vec<u8>)]) -> Option<Vec<u8>> {
+        let names = &self.router.config().headers.request_id;
+        let mut found = names
+            .iter()
+            .map(|name| warmpath_core::session::header(headers, name));
+        found.find_map(|value| value.map(<[u8]>::to_vec))
+    }
+}
+
+/// Puts the model's own name where the alias stood, and nothing else.
+fn rewrite_model(request: &Request, rewrite: &warmpath_core::decision::Rewrite, held_bytes: usize) {
+    let Some(body) = host::request_body(0, held_bytes) else {
+        return;
+    };
+    let (Some(before), Some(after)) =
+        (body.get(..rewrite.span.start), body.get(rewrite.span.end..))
+    else {
+        return;
+    };
+    let mut rewritten = Vec::with_capacity(body.len() + rewrite.json.len());
+    rewritten.extend_from_slice(before);
+    rewritten.extend_from_slice(rewrite.json.as_bytes());
+    rewritten.extend_from_slice(after);
+    if let Some(length) = request.content_length {
+        let grown = (length + rewritten.len()).saturating_sub(body.len());
+        host::set_request_header("content-length", Some(grown.to_string().as_bytes()));
+    }
+    host::replace_request_body(&rewritten);
+}
