@@ -20,6 +20,10 @@
 
 mod api;
 mod canonical;
+#[cfg(test)]
+mod canonical_tests;
+mod escapes;
+mod events;
 mod fields;
 mod lexer;
 mod plan;

@@ -319,7 +319,9 @@ fn any_scalar() -> impl Strategy<Value = Value> {
         6 => any_text().prop_map(Value::from),
         2 => any::<u32>().prop_map(Value::from),
         1 => any::<i64>().prop_map(Value::from),
-        1 => any::<f64>().prop_map(Value::from),
+        // Few digits: `serde_json` reads numbers of many only nearly, and so writes another text.
+        1 => any::<i32>().prop_map(|n| Value::from(f64::from(n) / 64.0)),
+        1 => select(vec![1e300, -2.5e-7, -0.0]).prop_map(Value::from),
         1 => any::<bool>().prop_map(Value::from),
         1 => Just(Value::Null),
     ]
@@ -502,7 +504,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(1500))]
+    #![proptest_config(config(800))]
 
     #[test]
     fn a_mutated_body_is_accepted_when_serde_json_accepts_it(

@@ -26,7 +26,7 @@
 //! UTF-8, arrays of mixed types).
 
 use super::api::{Api, Section};
-use super::lexer::{Container, Literal, Place, Position};
+use super::events::{Container, Literal, Place, Position};
 use super::prompt::Prompt;
 use super::scratch::Scratch;
 use crate::hash::hash;
@@ -108,8 +108,7 @@ impl Canonical {
         self.section.is_some() && self.left_out == 0
     }
 
-    /// Whether the string being read is written as it comes, by [`Self::absorb`] and
-    /// [`Self::push`].
+    /// Whether the string being read is written as it comes, by [`Self::absorb`].
     #[inline]
     pub(super) fn is_plain_text(&self) -> bool {
         self.is_writing() && matches!(self.scalar, Scalar::Text | Scalar::Content)
@@ -133,9 +132,7 @@ impl Canonical {
             key if is_media(key) => Meaning::Media,
             _ => Meaning::Plain,
         };
-        self.prompt.push(MEMBER);
-        self.prompt.write(key);
-        self.prompt.push(VALUE);
+        self.prompt.write_between(MEMBER, key, VALUE);
     }
 
     /// A key too long to have a meaning starts.
@@ -222,10 +219,9 @@ impl Canonical {
         if !self.is_writing() {
             return;
         }
-        let in_array = matches!(place.position, Position::First | Position::Later);
         if place.depth == SECTION_DEPTH {
             self.section = None;
-        } else if in_array && self.is_bare(place.depth - 1) {
+        } else if self.may_be_token_id(place) {
             scratch.clear();
             self.scalar = Scalar::TokenId(place);
         } else {
@@ -233,16 +229,11 @@ impl Canonical {
         }
     }
 
-    /// Takes the clean text at the start of `input` and returns its length. Only for plain text.
+    /// Takes string text from the start of `input`, short escapes included, and returns how many
+    /// bytes it took. Only for plain text.
     #[inline]
     pub(super) fn absorb(&mut self, input: &[u8]) -> usize {
         self.prompt.absorb(input)
-    }
-
-    /// Takes one byte of text. Only for plain text.
-    #[inline]
-    pub(super) fn push(&mut self, byte: u8) {
-        self.prompt.push(byte);
     }
 
     /// A piece of a string or number. `scratch` is the same from its start to its end.
@@ -289,7 +280,7 @@ impl Canonical {
             && let Scalar::TokenId(place) = self.scalar
         {
             match token_id(scratch.held()) {
-                Some(id) => self.prompt.write(&id.to_le_bytes()),
+                Some(id) => self.prompt.write_id(id),
                 None => {
                     self.start_plain_number(place);
                     self.prompt.write(scratch.held());
@@ -297,6 +288,20 @@ impl Canonical {
             }
         }
         self.end_value(depth);
+    }
+
+    /// A whole number without sign, fraction and exponent.
+    #[inline]
+    pub(super) fn integer(&mut self, place: Place, digits: &[u8], value: u32) {
+        if self.is_writing() && place.depth != SECTION_DEPTH {
+            if self.may_be_token_id(place) {
+                self.prompt.write_id(value);
+            } else {
+                self.start_plain_number(place);
+                self.prompt.write(digits);
+            }
+        }
+        self.end_value(place.depth);
     }
 
     /// What stands before a string or container.
@@ -314,6 +319,12 @@ impl Canonical {
         self.scalar = Scalar::Number;
         self.separate(place);
         self.prompt.push(LITERAL);
+    }
+
+    /// Whether a number stands directly in an array without marks.
+    fn may_be_token_id(&self, place: Place) -> bool {
+        let in_array = matches!(place.position, Position::First | Position::Later);
+        in_array && self.is_bare(place.depth.saturating_sub(1))
     }
 
     fn separate(&mut self, place: Place) {
@@ -350,22 +361,25 @@ impl Canonical {
 
 /// Names of members whose string may be a picture, a recording or a file.
 fn is_media(key: &[u8]) -> bool {
-    matches!(
-        key,
-        b"url"
-            | b"data"
-            | b"image"
-            | b"image_url"
-            | b"image_data"
-            | b"b64_json"
-            | b"audio"
-            | b"audio_url"
-            | b"audio_data"
-            | b"video"
-            | b"video_url"
-            | b"video_data"
-            | b"file_data"
-    )
+    // Nearly all other names fail at their first letter.
+    let first = key.first().copied().unwrap_or_default();
+    matches!(first, b'a' | b'b' | b'd' | b'f' | b'i' | b'u' | b'v')
+        && matches!(
+            key,
+            b"url"
+                | b"data"
+                | b"image"
+                | b"image_url"
+                | b"image_data"
+                | b"b64_json"
+                | b"audio"
+                | b"audio_url"
+                | b"audio_data"
+                | b"video"
+                | b"video_url"
+                | b"video_data"
+                | b"file_data"
+        )
 }
 
 /// The token id that a number's text is.

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::lexer::{Literal, Place, Position};
+use super::events::{Literal, Place, Position};
 use super::plan::{MAX_POINTER_DEPTH, MODEL, NodeId, ROOT, ScanPlan, SlotId};
 
 /// Most bytes kept of one value.
@@ -89,14 +89,20 @@ impl Fields {
         self.kept.is_some()
     }
 
-    /// A string or number starts at `at`, the offset of its first byte in the body.
+    /// A string starts at `at`, the offset of its opening quote in the body.
     #[inline]
-    pub(super) fn start_scalar(&mut self, plan: &ScanPlan, place: Place, at: usize) {
+    pub(super) fn start_string(&mut self, plan: &ScanPlan, place: Place, at: usize) {
+        self.kept_from = at;
+        self.start_number(plan, place);
+    }
+
+    /// A number starts.
+    #[inline]
+    pub(super) fn start_number(&mut self, plan: &ScanPlan, place: Place) {
         if let Some(node) = self.enter(plan, place)
             && !plan.slots(node).is_empty()
         {
             self.kept = Some(node);
-            self.kept_from = at;
             self.copy.clear();
             self.copy_is_cut = false;
         }
@@ -135,6 +141,7 @@ impl Fields {
     }
 
     /// A whole `true`, `false` or `null`.
+    #[inline]
     pub(super) fn literal(&mut self, plan: &ScanPlan, place: Place, literal: Literal) {
         if let Some(node) = self.enter(plan, place) {
             let kind = match literal {
@@ -148,6 +155,7 @@ impl Fields {
     }
 
     /// An object or array opens.
+    #[inline]
     pub(super) fn open(&mut self, plan: &ScanPlan, place: Place) {
         let Some(node) = self.enter(plan, place) else {
             return;
@@ -174,9 +182,13 @@ impl Fields {
     /// The node of a value that starts, if it has one; its old values are forgotten.
     #[inline]
     fn enter(&mut self, plan: &ScanPlan, place: Place) -> Option<NodeId> {
-        if self.on_path != place.depth {
-            return None;
+        match self.on_path == place.depth {
+            true => self.enter_on_path(plan, place),
+            false => None,
         }
+    }
+
+    fn enter_on_path(&mut self, plan: &ScanPlan, place: Place) -> Option<NodeId> {
         let node = match place.position {
             Position::Body => ROOT,
             Position::Member => self.member.take()?,
@@ -263,5 +275,109 @@ impl Fields {
                     .saturating_add(u32::from(digit - b'0'))
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Api, RequestScan};
+    use super::*;
+
+    fn scan(body: &str) -> RequestScan {
+        let pointers = ["/user", "/metadata/user_id", "/a/1/b", "/model"];
+        let plan = ScanPlan::new(&pointers.map(str::to_owned), false).unwrap();
+        let mut scan = RequestScan::new(Api::ChatCompletions);
+        scan.feed(&plan, body.as_bytes()).unwrap();
+        scan.finish().unwrap();
+        scan
+    }
+
+    #[test]
+    fn the_model_is_known_when_its_value_has_ended() {
+        let plan = ScanPlan::default();
+        let mut scan = RequestScan::new(Api::ChatCompletions);
+        scan.feed(&plan, b"{\"model\":\"llama").unwrap();
+        assert_eq!((scan.model(), scan.model_span()), (Field::Absent, None));
+        scan.feed(&plan, b"-3\"").unwrap();
+        assert_eq!(scan.model(), Field::Text(b"llama-3"));
+        assert_eq!(scan.model_span(), Some(9..18));
+    }
+
+    #[test]
+    fn the_model_may_be_anything() {
+        let long = format!("{{\"model\":\"{}\"}}", "m".repeat(MAX_VALUE_BYTES + 1));
+        assert_eq!(scan(&long).model(), Field::TooLong);
+        assert_eq!(scan(&long).model_span(), Some(9..long.len() - 1));
+        let most = long.replacen('m', "", 2).replacen("odel", "model", 1);
+        assert!(matches!(scan(&most).model(), Field::Text(text) if text.len() == MAX_VALUE_BYTES));
+        assert_eq!(scan("{\"model\":\"\"}").model(), Field::Text(b""));
+        assert_eq!(scan("{\"model\":null}").model(), Field::Absent);
+        for value in ["1", "true", "{\"model\":\"x\"}", "[\"x\"]"] {
+            let scan = scan(&format!("{{\"model\":{value}}}"));
+            assert_eq!((scan.model(), scan.model_span()), (Field::WrongType, None));
+        }
+        assert_eq!(scan("{\"x\":{\"model\":\"a\"}}").model(), Field::Absent);
+    }
+
+    #[test]
+    fn the_last_value_of_a_key_wins() {
+        let twice = scan(r#"{"model":"a","stream":true,"model":"bb","stream":false}"#);
+        assert_eq!(twice.model(), Field::Text(b"bb"));
+        assert_eq!(twice.model_span(), Some(35..39));
+        assert_eq!(twice.pointer(3), Some(&b"bb"[..]));
+        assert!(!twice.stream());
+        let gone = scan(r#"{"metadata":{"user_id":"u"},"metadata":{}}"#);
+        assert_eq!(gone.pointer(1), None);
+    }
+
+    #[test]
+    fn pointers_give_strings_and_numbers() {
+        let found = scan(r#"{"user":"u\n","metadata":{"user_id":-1.5e3},"a":[{"b":1},{"b":2}]}"#);
+        assert_eq!(found.pointer(0), Some(&b"u\n"[..]));
+        assert_eq!(found.pointer(1), Some(&b"-1.5e3"[..]));
+        assert_eq!(found.pointer(2), Some(&b"2"[..]));
+        assert_eq!(found.pointer(4), None);
+        for value in ["null", "true", "{}", "[]", "\"\""] {
+            assert_eq!(
+                scan(&format!("{{\"user\":{value}}}")).pointer(0),
+                None,
+                "{value}"
+            );
+        }
+        let long = scan(&format!("{{\"user\":\"{}\"}}", "u".repeat(3000)));
+        assert_eq!(long.pointer(0).map(<[u8]>::len), Some(MAX_VALUE_BYTES));
+    }
+
+    #[test]
+    fn text_of_a_prompt_never_matches() {
+        let body = r#"{"messages":[{"user":"x","content":"\"user\":\"y\",\"model\":\"z\""}]}"#;
+        assert_eq!(scan(body).pointer(0), None);
+        assert_eq!(scan(body).model(), Field::Absent);
+    }
+
+    #[test]
+    fn max_tokens_has_four_names() {
+        let max = |body: &str| scan(body).max_tokens();
+        assert_eq!(
+            max(r#"{"max_tokens":5,"max_completion_tokens":6}"#),
+            Some(6)
+        );
+        assert_eq!(
+            max(r#"{"max_tokens":5,"max_completion_tokens":null}"#),
+            Some(5)
+        );
+        assert_eq!(max(r#"{"max_output_tokens":7}"#), Some(7));
+        assert_eq!(max(r#"{"sampling_params":{"max_new_tokens":8}}"#), Some(8));
+        assert_eq!(max(r#"{"max_tokens":99999999999}"#), Some(u32::MAX));
+        for value in ["-1", "1.5", "\"5\"", "true"] {
+            assert_eq!(max(&format!("{{\"max_tokens\":{value}}}")), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_cache_salt_is_a_string() {
+        assert_eq!(scan(r#"{"cache_salt":"s"}"#).cache_salt(), Some(&b"s"[..]));
+        assert_eq!(scan(r#"{"cache_salt":5}"#).cache_salt(), None);
+        assert_eq!(scan(r#"{"cache_salt":""}"#).cache_salt(), None);
     }
 }

@@ -4,8 +4,16 @@
 //! no input byte is kept. Memory is constant, time linear. It accepts what `serde_json` accepts as
 //! a `Value`, nesting bound included, except that it checks neither UTF-8, nor lone surrogates (read
 //! as U+FFFD), nor the range of numbers: the engine behind us does. The body must be an object.
+//!
+//! Tokens that lie whole in a slice take a short way; the states inside a token are for those that
+//! do not, and for the rare escapes.
+
+mod numbers;
+mod strings;
 
 use std::fmt;
+
+use super::events::{Container, Literal, Place, Position, Sink};
 
 /// Most containers open at once; the bound of `serde_json`.
 pub const MAX_DEPTH: usize = 127;
@@ -27,90 +35,17 @@ impl fmt::Display for ScanError {
 
 impl std::error::Error for ScanError {}
 
-/// A value without parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Literal {
-    True,
-    False,
-    Null,
-}
-
-impl Literal {
-    /// How it is written.
-    pub(super) const fn text(self) -> &'static [u8] {
-        match self {
-            Self::True => b"true",
-            Self::False => b"false",
-            Self::Null => b"null",
-        }
-    }
-}
-
-/// The two kinds of container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Container {
-    Object,
-    Array,
-}
-
-/// What a value is to the container it stands in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Position {
-    /// The whole body.
-    Body,
-    /// The value of an object member.
-    Member,
-    /// The first element of an array.
-    First,
-    /// Another element of an array.
-    Later,
-}
-
-/// Where a value stands.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
-    /// How many containers are open around it.
-    pub(super) depth: usize,
-    pub(super) position: Position,
-}
-
-/// Takes the events of a parse, in body order.
-pub(super) trait Sink {
-    fn open(&mut self, place: Place, container: Container);
-    /// `depth` containers are still open.
-    fn close(&mut self, depth: usize, container: Container);
-    /// An object key starts, inside `depth` open containers.
-    fn start_key(&mut self, depth: usize);
-    fn end_key(&mut self, depth: usize);
-    /// A string value starts; `at` is the offset of its opening quote.
-    fn start_string(&mut self, place: Place, at: usize);
-    /// `depth` containers are open; `end` is the offset after the closing quote.
-    fn end_string(&mut self, depth: usize, end: usize);
-    /// Takes the clean text at the start of `input`, up to the first quote, backslash or control
-    /// byte, and returns its length.
-    fn text(&mut self, input: &[u8]) -> usize;
-    /// The byte that a short escape stands for.
-    fn escaped(&mut self, byte: u8);
-    /// The character that a `\u` escape stands for.
-    fn escaped_char(&mut self, char: char);
-    fn start_number(&mut self, place: Place, at: usize);
-    /// A piece of a number's literal text.
-    fn number(&mut self, piece: &[u8]);
-    fn end_number(&mut self, depth: usize);
-    fn literal(&mut self, place: Place, literal: Literal);
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Body,
-    Done,
-    // Between tokens.
+    // Between tokens; `Done` is the last of these.
+    Key,
+    FirstKey,
+    Colon,
     Value,
     FirstElement,
-    FirstKey,
-    Key,
-    Colon,
     AfterValue,
+    Body,
+    Done,
     // Inside a string.
     Text,
     Escape,
@@ -159,11 +94,22 @@ struct Fault {
 /// What is left of the slice after a step.
 type Step<'a> = Result<&'a [u8], Fault>;
 
+#[cold]
 fn fault<'a>(left: &[u8], reason: &'static str) -> Step<'a> {
     Err(Fault {
         left: left.len(),
         reason,
     })
+}
+
+/// What follows the whitespace at the start of `rest`.
+#[inline]
+fn skip_space(rest: &[u8]) -> &[u8] {
+    let mut rest = rest;
+    while let Some((b' ' | b'\n' | b'\r' | b'\t', tail)) = rest.split_first() {
+        rest = tail;
+    }
+    rest
 }
 
 impl Lexer {
@@ -230,52 +176,78 @@ impl Lexer {
     #[inline]
     fn step<'a, S: Sink>(&mut self, rest: &'a [u8], end: usize, sink: &mut S) -> Step<'a> {
         match self.state {
+            State::Body
+            | State::Done
+            | State::Value
+            | State::FirstElement
+            | State::FirstKey
+            | State::Key
+            | State::Colon
+            | State::AfterValue => self.tokens(rest, end, sink),
             State::Text => self.text(rest, end, sink),
             State::Escape => self.escape(rest, sink),
             State::Hex => self.hex(rest, sink),
             State::AfterHigh | State::EscapeAfterHigh => self.after_high(rest, sink),
-            State::Minus
-            | State::Zero
-            | State::Integer
-            | State::Point
-            | State::Fraction
-            | State::Exponent
-            | State::ExponentSign
-            | State::ExponentDigits => self.number(rest, sink),
-            State::Literal => self.literal(rest, sink),
-            _ => self.structure(rest, end, sink),
+            State::Literal => self.rest_of_literal(rest, sink),
+            _ => self.rest_of_number(rest, sink),
         }
     }
 
-    /// One byte between tokens.
-    #[inline]
-    fn structure<'a, S: Sink>(&mut self, rest: &'a [u8], end: usize, sink: &mut S) -> Step<'a> {
-        let Some((&byte, tail)) = rest.split_first() else {
+    /// Whole tokens, up to one that needs a state of its own or to the end of `rest`.
+    ///
+    /// The states follow each other in the order of the branches, so that the processor can guess
+    /// nearly all of them.
+    fn tokens<'a, S: Sink>(&mut self, rest: &'a [u8], end: usize, sink: &mut S) -> Step<'a> {
+        let mut rest = rest;
+        while self.state as u8 <= State::Done as u8 {
+            if let State::Key | State::FirstKey = self.state {
+                rest = skip_space(rest);
+                rest = match (rest.split_first(), self.state) {
+                    (Some((b'"', tail)), _) => self.key(tail, sink),
+                    (Some((b'}', tail)), State::FirstKey) => {
+                        self.close(Container::Object, sink);
+                        tail
+                    }
+                    _ => return self.unexpected(rest),
+                };
+            }
+            if self.state == State::Colon {
+                rest = skip_space(rest);
+                let Some((b':', tail)) = rest.split_first() else {
+                    return self.unexpected(rest);
+                };
+                self.state = State::Value;
+                rest = tail;
+            }
+            if let State::Value | State::FirstElement = self.state {
+                rest = self.value(skip_space(rest), end, sink)?;
+            }
+            if self.state == State::AfterValue {
+                rest = self.after_value(skip_space(rest), sink)?;
+            }
+            if let State::Body | State::Done = self.state {
+                rest = skip_space(rest);
+                match (rest.split_first(), self.state) {
+                    (Some((b'{', tail)), State::Body) => {
+                        rest = self.open(Container::Object, rest, tail, sink)?;
+                    }
+                    _ => return self.unexpected(rest),
+                }
+            }
+            if rest.is_empty() {
+                break;
+            }
+        }
+        Ok(rest)
+    }
+
+    /// The end of the slice, or a byte that may not stand here.
+    #[cold]
+    fn unexpected<'a>(&self, rest: &'a [u8]) -> Step<'a> {
+        if rest.is_empty() {
             return Ok(rest);
-        };
-        if matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
-            return Ok(tail);
         }
-        match (self.state, byte) {
-            (State::Colon, b':') => self.state = State::Value,
-            (State::AfterValue, b',') if self.in_array() => self.state = State::Value,
-            (State::AfterValue, b',') => self.state = State::Key,
-            (State::Key | State::FirstKey, b'"') => {
-                sink.start_key(self.depth);
-                self.in_key = true;
-                self.state = State::Text;
-            }
-            (State::AfterValue, b'}') if !self.in_array() => self.close(Container::Object, sink),
-            (State::AfterValue, b']') if self.in_array() => self.close(Container::Array, sink),
-            (State::FirstKey, b'}') => self.close(Container::Object, sink),
-            (State::FirstElement, b']') => self.close(Container::Array, sink),
-            (State::Value | State::FirstElement, _) => {
-                return self.value(byte, rest, tail, end, sink);
-            }
-            (State::Body, b'{') => return self.open(Container::Object, rest, tail, sink),
-            _ => return fault(rest, self.expected()),
-        }
-        Ok(tail)
+        fault(rest, self.expected())
     }
 
     fn expected(&self) -> &'static str {
@@ -291,41 +263,54 @@ impl Lexer {
         }
     }
 
-    /// A value starts with `byte`.
+    /// A value starts.
     #[inline]
-    fn value<'a, S: Sink>(
-        &mut self,
-        byte: u8,
-        rest: &'a [u8],
-        tail: &'a [u8],
-        end: usize,
-        sink: &mut S,
-    ) -> Step<'a> {
-        self.state = match byte {
+    fn value<'a, S: Sink>(&mut self, rest: &'a [u8], end: usize, sink: &mut S) -> Step<'a> {
+        let Some((&byte, tail)) = rest.split_first() else {
+            return Ok(rest);
+        };
+        match byte {
             b'"' => {
                 sink.start_string(self.place(), end - rest.len());
                 self.in_key = false;
-                State::Text
+                self.state = State::Text;
+                self.text(tail, end, sink)
             }
-            b'{' => return self.open(Container::Object, rest, tail, sink),
-            b'[' => return self.open(Container::Array, rest, tail, sink),
-            b'-' | b'0'..=b'9' => {
-                sink.start_number(self.place(), end - rest.len());
-                sink.number(rest.get(..1).unwrap_or_default());
-                match byte {
-                    b'-' => State::Minus,
-                    b'0' => State::Zero,
-                    _ => State::Integer,
-                }
+            b'-' | b'0'..=b'9' => Ok(self.number(byte, rest, tail, sink)),
+            b'{' => self.open(Container::Object, rest, tail, sink),
+            b'[' => self.open(Container::Array, rest, tail, sink),
+            b't' => Ok(self.literal(Literal::True, tail)),
+            b'f' => Ok(self.literal(Literal::False, tail)),
+            b'n' => Ok(self.literal(Literal::Null, tail)),
+            b']' if self.state == State::FirstElement => {
+                self.close(Container::Array, sink);
+                Ok(tail)
             }
-            b't' => self.start_literal(Literal::True),
-            b'f' => self.start_literal(Literal::False),
-            b'n' => self.start_literal(Literal::Null),
-            _ => return fault(rest, "expected a value"),
-        };
-        Ok(tail)
+            _ => self.unexpected(rest),
+        }
     }
 
+    /// What follows a value.
+    #[inline]
+    fn after_value<'a, S: Sink>(&mut self, rest: &'a [u8], sink: &mut S) -> Step<'a> {
+        match (rest.split_first(), self.in_array()) {
+            (Some((b',', tail)), in_array) => {
+                self.state = if in_array { State::Value } else { State::Key };
+                Ok(tail)
+            }
+            (Some((b'}', tail)), false) => {
+                self.close(Container::Object, sink);
+                Ok(tail)
+            }
+            (Some((b']', tail)), true) => {
+                self.close(Container::Array, sink);
+                Ok(tail)
+            }
+            _ => self.unexpected(rest),
+        }
+    }
+
+    #[inline]
     fn in_array(&self) -> bool {
         self.arrays & 1 == 1
     }
@@ -374,171 +359,19 @@ impl Lexer {
         sink.close(self.depth, container);
     }
 
-    /// Text of a string up to its end, or to an escape that needs a state of its own.
     #[inline]
-    fn text<'a, S: Sink>(&mut self, mut rest: &'a [u8], end: usize, sink: &mut S) -> Step<'a> {
-        loop {
-            let clean = sink.text(rest);
-            let stop = rest.get(clean..).unwrap_or_default();
-            let Some((&byte, tail)) = stop.split_first() else {
-                return Ok(stop);
-            };
-            match byte {
-                b'"' if self.in_key => {
-                    sink.end_key(self.depth);
-                    self.state = State::Colon;
-                    return Ok(tail);
-                }
-                b'"' => {
-                    sink.end_string(self.depth, end - tail.len());
-                    self.state = State::AfterValue;
-                    return Ok(tail);
-                }
-                b'\\' => {
-                    let plain = tail
-                        .split_first()
-                        .and_then(|(&byte, tail)| Some((short_escape(byte)?, tail)));
-                    let Some((byte, tail)) = plain else {
-                        self.state = State::Escape;
-                        return Ok(tail);
-                    };
-                    sink.escaped(byte);
-                    rest = tail;
-                }
-                _ => return fault(stop, "a control byte in a string must be escaped"),
-            }
-        }
-    }
-
-    /// The byte after a backslash.
-    fn escape<'a, S: Sink>(&mut self, rest: &'a [u8], sink: &mut S) -> Step<'a> {
-        let Some((&byte, tail)) = rest.split_first() else {
-            return Ok(rest);
-        };
-        self.state = match short_escape(byte) {
-            Some(byte) => {
-                sink.escaped(byte);
-                State::Text
-            }
-            None if byte == b'u' => {
-                self.unit = 0;
-                self.unit_digits = 0;
-                State::Hex
-            }
-            None => return fault(rest, "no such escape"),
-        };
-        Ok(tail)
-    }
-
-    /// Hex digits of a `\u` escape.
-    fn hex<'a, S: Sink>(&mut self, rest: &'a [u8], sink: &mut S) -> Step<'a> {
-        let mut left = rest;
-        while let Some((&byte, tail)) = left.split_first() {
-            let Some(digit) = char::from(byte).to_digit(16) else {
-                return fault(left, "expected four hex digits");
-            };
-            left = tail;
-            self.unit = self.unit << 4 | digit as u16;
-            self.unit_digits += 1;
-            if self.unit_digits == 4 {
-                self.code_unit(sink);
-                break;
-            }
-        }
-        Ok(left)
-    }
-
-    /// A whole UTF-16 code unit.
-    fn code_unit<S: Sink>(&mut self, sink: &mut S) {
-        let (high, unit) = (u32::from(self.high), u32::from(self.unit));
-        self.high = 0;
-        self.state = State::Text;
-        match unit {
-            0xdc00..=0xdfff if high != 0 => {
-                let scalar = 0x1_0000 + ((high & 0x3ff) << 10 | unit & 0x3ff);
-                sink.escaped_char(char::from_u32(scalar).unwrap_or(char::REPLACEMENT_CHARACTER));
-                return;
-            }
-            _ if high != 0 => sink.escaped_char(char::REPLACEMENT_CHARACTER),
-            _ => {}
-        }
-        if matches!(unit, 0xd800..=0xdbff) {
-            self.high = self.unit;
-            self.state = State::AfterHigh;
-        } else {
-            sink.escaped_char(char::from_u32(unit).unwrap_or(char::REPLACEMENT_CHARACTER));
-        }
-    }
-
-    /// After a high surrogate only another `\u` escape can complete it.
-    fn after_high<'a, S: Sink>(&mut self, rest: &'a [u8], sink: &mut S) -> Step<'a> {
-        match (self.state, rest.split_first()) {
-            (State::AfterHigh, Some((b'\\', tail))) => {
-                self.state = State::EscapeAfterHigh;
-                return Ok(tail);
-            }
-            (State::EscapeAfterHigh, Some((b'u', _))) => self.state = State::Escape,
-            (state, _) => {
-                self.high = 0;
-                sink.escaped_char(char::REPLACEMENT_CHARACTER);
-                self.state = match state {
-                    State::EscapeAfterHigh => State::Escape,
-                    _ => State::Text,
-                };
-            }
-        }
-        Ok(rest)
-    }
-
-    /// The rest of a number, up to the first byte that is not part of it.
-    fn number<'a, S: Sink>(&mut self, rest: &'a [u8], sink: &mut S) -> Step<'a> {
-        let mut ended = false;
-        let mut len = 0;
-        for byte in rest {
-            self.state = match (self.state, byte) {
-                (State::Integer, b'0'..=b'9') => State::Integer,
-                (State::Minus, b'0') => State::Zero,
-                (State::Minus, b'1'..=b'9') => State::Integer,
-                (State::Zero | State::Integer, b'.') => State::Point,
-                (State::Point | State::Fraction, b'0'..=b'9') => State::Fraction,
-                (State::Zero | State::Integer | State::Fraction, b'e' | b'E') => State::Exponent,
-                (State::Exponent, b'+' | b'-') => State::ExponentSign,
-                (State::Exponent | State::ExponentSign | State::ExponentDigits, b'0'..=b'9') => {
-                    State::ExponentDigits
-                }
-                (State::Zero | State::Integer | State::Fraction | State::ExponentDigits, _) => {
-                    ended = true;
-                    break;
-                }
-                _ => return fault(rest.get(len..).unwrap_or_default(), "expected a digit"),
-            };
-            len += 1;
-        }
-        let (piece, left) = rest.split_at_checked(len).unwrap_or((rest, &[]));
-        if !piece.is_empty() {
-            sink.number(piece);
-        }
-        if ended {
-            sink.end_number(self.depth);
-            self.state = State::AfterValue;
-        }
-        Ok(left)
-    }
-
-    fn start_literal(&mut self, literal: Literal) -> State {
+    fn literal<'a>(&mut self, literal: Literal, tail: &'a [u8]) -> &'a [u8] {
         self.literal_place = self.place();
         self.literal = literal;
         self.literal_read = 1;
-        State::Literal
+        self.state = State::Literal;
+        tail
     }
 
-    /// The rest of `true`, `false` or `null`.
-    fn literal<'a, S: Sink>(&mut self, rest: &'a [u8], sink: &mut S) -> Step<'a> {
-        let wanted = self
-            .literal
-            .text()
-            .get(self.literal_read..)
-            .unwrap_or_default();
+    /// `true`, `false` or `null` after its first letter.
+    fn rest_of_literal<'a, S: Sink>(&mut self, rest: &'a [u8], sink: &mut S) -> Step<'a> {
+        let wanted = self.literal.text().get(self.literal_read..);
+        let wanted = wanted.unwrap_or_default();
         let same = rest.iter().zip(wanted).take_while(|(a, b)| a == b).count();
         let left = rest.get(same..).unwrap_or_default();
         self.literal_read += same;
@@ -552,16 +385,61 @@ impl Lexer {
     }
 }
 
-/// The byte that a one-letter escape stands for.
-#[inline]
-const fn short_escape(byte: u8) -> Option<u8> {
-    match byte {
-        b'n' => Some(b'\n'),
-        b'"' | b'\\' | b'/' => Some(byte),
-        b't' => Some(b'\t'),
-        b'r' => Some(b'\r'),
-        b'b' => Some(0x08),
-        b'f' => Some(0x0c),
-        _ => None,
+#[cfg(test)]
+mod tests {
+    use super::super::{Api, RequestScan, ScanPlan};
+    use super::*;
+
+    fn error(body: &str) -> String {
+        let mut scan = RequestScan::new(Api::ChatCompletions);
+        let fed = scan.feed(&ScanPlan::default(), body.as_bytes());
+        let error = fed.and_then(|()| scan.finish()).unwrap_err();
+        assert_eq!(scan.finish(), Err(error), "an error stays");
+        assert_eq!(scan.feed(&ScanPlan::default(), b"{}"), Err(error));
+        assert_eq!(scan.scanned(), error.offset);
+        error.to_string()
+    }
+
+    #[test]
+    fn an_error_says_where_and_what() {
+        let cases = [
+            ("", "byte 0: the body is empty, want `{`"),
+            ("  [1]", "byte 2: expected `{`"),
+            ("{\"a\" 1}", "byte 5: expected `:`"),
+            ("{1}", "byte 1: expected `\"` or `}`"),
+            ("{\"a\":1,}", "byte 7: expected `\"`"),
+            ("{\"a\":1]", "byte 6: expected `,` or `}`"),
+            ("{\"a\":[1}", "byte 7: expected `,` or `]`"),
+            ("{\"a\":[1,]}", "byte 8: expected a value"),
+            ("{\"a\":+1}", "byte 5: expected a value"),
+            ("{\"a\":-}", "byte 6: expected a digit"),
+            ("{\"a\":1.}", "byte 7: expected a digit"),
+            ("{\"a\":01}", "byte 6: expected `,` or `}`"),
+            ("{\"a\":nul}", "byte 8: expected `true`, `false` or `null`"),
+            ("{\"a\":\"\\x\"}", "byte 7: no such escape"),
+            ("{\"a\":\"\\u12g4\"}", "byte 10: expected four hex digits"),
+            (
+                "{\"a\n\":1}",
+                "byte 3: a control byte in a string must be escaped",
+            ),
+            ("{} x", "byte 3: expected nothing more after the object"),
+            ("{\"a\":\"b", "byte 7: the body ends inside a value"),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(error(body), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn nesting_has_a_bound() {
+        let nested = |depth: usize| {
+            let (open, close) = ("[".repeat(depth - 1), "]".repeat(depth - 1));
+            format!("{{\"a\":{open}{close}}}")
+        };
+        assert_eq!(error(&nested(MAX_DEPTH + 1)), "byte 131: nested too deeply");
+        let mut scan = RequestScan::new(Api::Completions);
+        let body = nested(MAX_DEPTH);
+        assert_eq!(scan.feed(&ScanPlan::default(), body.as_bytes()), Ok(()));
+        assert_eq!(scan.finish(), Ok(()));
     }
 }

@@ -9,7 +9,8 @@
 //! body slice when it lies there whole and unescaped, otherwise from the chunk buffer.
 
 use super::api::Section;
-use super::search::{BLOCK, clean_in_block, clean_len, is_special};
+use super::escapes::{UNICODE_ESCAPE_BYTES, short_escape, unicode_escape};
+use super::search::{BLOCK, clean_len, is_special, special_in_block};
 use crate::hash::{chain, hash, mix};
 
 /// Bytes of prompt that one chunk hash covers; about 128 tokens.
@@ -198,6 +199,39 @@ impl Prompt {
         }
     }
 
+    /// Appends a token id.
+    #[inline]
+    pub(super) fn write_id(&mut self, id: u32) {
+        let bytes = id.to_le_bytes();
+        let place = self.buffer.get_mut(self.filled..);
+        match place.and_then(<[u8]>::first_chunk_mut) {
+            Some(place) if self.filled + bytes.len() <= CHUNK_BYTES => {
+                *place = bytes;
+                self.advance(bytes.len());
+            }
+            _ => self.write(&bytes),
+        }
+    }
+
+    /// Appends bytes between two marks.
+    #[inline]
+    pub(super) fn write_between(&mut self, before: u8, bytes: &[u8], after: u8) {
+        let end = self.filled + bytes.len() + 2;
+        let place = self.buffer.get_mut(self.filled..end.min(CHUNK_BYTES));
+        if end <= CHUNK_BYTES
+            && let Some([first, place @ .., last]) = place
+        {
+            *first = before;
+            copy(place, bytes);
+            *last = after;
+            self.advance(bytes.len() + 2);
+        } else {
+            self.push(before);
+            self.write(bytes);
+            self.push(after);
+        }
+    }
+
     /// Appends bytes of any kind.
     pub(super) fn write(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -205,53 +239,110 @@ impl Prompt {
             let (now, later) = bytes.split_at_checked(free).unwrap_or((bytes, &[]));
             let place = self.buffer.get_mut(self.filled..self.filled + now.len());
             let Some(place) = place else { return };
-            place.copy_from_slice(now);
+            copy(place, now);
             self.advance(now.len());
             bytes = later;
         }
     }
 
-    /// Appends the clean text at the start of `input`, up to the first quote, backslash or control
-    /// byte, and returns its length.
+    /// Appends string text from the start of `input`, plain escapes resolved, up to the first
+    /// quote, control byte or other escape, and returns how many bytes of `input` that were.
     ///
-    /// Searching and copying are one pass: whole blocks are stored, and the bytes after the found
-    /// one are overwritten later.
+    /// Whole chunks of clean text are hashed where they lie.
     #[inline]
     pub(super) fn absorb(&mut self, input: &[u8]) -> usize {
-        let mut rest = input;
+        let mut taken = 0;
         loop {
             if self.filled == 0 {
-                rest = self.absorb_chunks(rest);
+                taken += self.absorb_chunks(input.get(taken..).unwrap_or_default());
             }
-            let place = self.buffer.get_mut(self.filled..self.filled + BLOCK);
-            let (Some(block), Some(place)) = (rest.first_chunk::<BLOCK>(), place) else {
-                break;
-            };
-            place.copy_from_slice(block);
-            let clean = clean_in_block(block);
-            let taken = clean.min(CHUNK_BYTES - self.filled);
-            self.advance(taken);
-            rest = rest.get(taken..).unwrap_or_default();
-            if taken == clean && clean < BLOCK {
-                return input.len() - rest.len();
+            taken += self.fill(input.get(taken..).unwrap_or_default());
+            if self.filled < CHUNK_BYTES {
+                return taken;
             }
+            self.advance(0);
         }
-        while let Some((&byte, tail)) = rest.split_first().filter(|&(&byte, _)| !is_special(byte)) {
-            self.push(byte);
+    }
+
+    fn absorb_chunks(&mut self, input: &[u8]) -> usize {
+        let mut rest = input;
+        while let Some((chunk, tail)) = rest.split_first_chunk::<CHUNK_BYTES>()
+            && clean_len(chunk) == CHUNK_BYTES
+        {
+            self.keep(hash(chunk));
             rest = tail;
         }
         input.len() - rest.len()
     }
 
-    /// Hashes whole chunks of clean text where they lie.
-    fn absorb_chunks<'a>(&mut self, mut input: &'a [u8]) -> &'a [u8] {
-        while let Some((chunk, rest)) = input.split_first_chunk::<CHUNK_BYTES>()
-            && clean_len(chunk) == CHUNK_BYTES
-        {
-            self.keep(hash(chunk));
-            input = rest;
+    /// Copies text until the chunk is full or the text ends, and returns how many bytes of `input`
+    /// were taken.
+    ///
+    /// Searching and copying are one pass: whole blocks are stored, and what was stored too much is
+    /// overwritten later.
+    #[inline]
+    fn fill(&mut self, input: &[u8]) -> usize {
+        let (mut filled, mut taken) = (self.filled, 0);
+        while filled < CHUNK_BYTES {
+            let block = input.get(taken..).and_then(<[u8]>::first_chunk::<BLOCK>);
+            let place = self.buffer.get_mut(filled..);
+            let place = place.and_then(<[u8]>::first_chunk_mut::<BLOCK>);
+            let (Some(block), Some(place)) = (block, place) else {
+                break;
+            };
+            *place = *block;
+            // A branch, not a minimum: the next block must not wait for this one's compare.
+            let Some(clean) = special_in_block(block) else {
+                filled += BLOCK;
+                taken += BLOCK;
+                continue;
+            };
+            filled += clean;
+            taken += clean;
+            if filled >= CHUNK_BYTES {
+                break;
+            }
+            let stop = input.get(taken..).unwrap_or_default();
+            let Some([b'\\', letter]) = stop.first_chunk() else {
+                self.filled = filled;
+                return taken;
+            };
+            if let Some(byte) = short_escape(*letter)
+                && let Some(place) = self.buffer.get_mut(filled)
+            {
+                *place = byte;
+                filled += 1;
+                taken += 2;
+                continue;
+            }
+            let place = self.buffer.get_mut(filled..);
+            match place.zip(unicode_escape(stop)) {
+                Some((place, char)) if filled + char.len_utf8() <= CHUNK_BYTES => {
+                    copy_char(place, char);
+                    filled += char.len_utf8();
+                    taken += UNICODE_ESCAPE_BYTES;
+                }
+                _ => {
+                    self.filled = filled;
+                    return taken;
+                }
+            }
         }
-        input
+        let too_many = filled.saturating_sub(CHUNK_BYTES);
+        filled -= too_many;
+        taken -= too_many;
+        // Less than a block of input is left.
+        while filled < CHUNK_BYTES
+            && let Some(&byte) = input.get(taken)
+            && !is_special(byte)
+            && let Some(place) = self.buffer.get_mut(filled)
+        {
+            *place = byte;
+            filled += 1;
+            taken += 1;
+        }
+        self.filled = filled;
+        taken
     }
 
     #[inline]
@@ -269,5 +360,162 @@ impl Prompt {
         if let Some(chunks) = self.sections.get_mut(open) {
             chunks.hashes.push(chunk);
         }
+    }
+}
+
+/// Copies between slices of one length. Short ones go as one or two words that may overlap: a call
+/// of `memory.copy` is dear in wasm.
+#[inline]
+fn copy(place: &mut [u8], bytes: &[u8]) {
+    match bytes.len() {
+        0 => {}
+        1 => copy_ends::<1>(place, bytes),
+        2..4 => copy_ends::<2>(place, bytes),
+        4..8 => copy_ends::<4>(place, bytes),
+        8..16 => copy_ends::<8>(place, bytes),
+        16..=32 => copy_ends::<16>(place, bytes),
+        _ => place.copy_from_slice(bytes),
+    }
+}
+
+/// Writes the UTF-8 of a character, and possibly bytes after it.
+#[inline]
+fn copy_char(place: &mut [u8], char: char) {
+    if let Some(place) = place.first_chunk_mut::<4>() {
+        char.encode_utf8(place);
+    }
+}
+
+/// Copies the first and the last `N` bytes.
+#[inline]
+fn copy_ends<const N: usize>(place: &mut [u8], bytes: &[u8]) {
+    if let (Some(to), Some(from)) = (place.first_chunk_mut::<N>(), bytes.first_chunk()) {
+        *to = *from;
+    }
+    if let (Some(to), Some(from)) = (place.last_chunk_mut::<N>(), bytes.last_chunk()) {
+        *to = *from;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn section(prompt: &mut Prompt, section: Section, bytes: &[u8]) {
+        prompt.begin(section);
+        prompt.write(bytes);
+        prompt.end();
+    }
+
+    fn main(bytes: &[u8]) -> Prompt {
+        let mut prompt = Prompt::default();
+        section(&mut prompt, Section::Main, bytes);
+        prompt
+    }
+
+    fn hashes(prompt: &Prompt) -> Vec<u64> {
+        prompt
+            .chunk_steps(Section::Main as usize)
+            .map(|(hash, _)| hash)
+            .collect()
+    }
+
+    #[test]
+    fn all_ways_of_writing_give_the_same_chunks() {
+        let text: Vec<u8> = (0..3000_u32).map(|i| b'a' + (i * i % 26) as u8).collect();
+        let expected: Vec<u64> = text.chunks_exact(CHUNK_BYTES).map(hash).collect();
+        for step in [1, 2, 3, 15, 16, 17, 100, 511, 512, 513, 3000] {
+            let (mut written, mut absorbed) = (Prompt::default(), Prompt::default());
+            written.begin(Section::Main);
+            absorbed.begin(Section::Main);
+            for piece in text.chunks(step) {
+                written.write(piece);
+                assert_eq!(absorbed.absorb(piece), piece.len());
+            }
+            assert_eq!(hashes(&written), expected, "step {step}");
+            assert_eq!(hashes(&absorbed), expected, "step {step}");
+            assert_eq!(written.bytes(), text.len());
+            assert_eq!(absorbed.open_tail().hash, hash(&text[2560..]));
+        }
+    }
+
+    #[test]
+    fn absorbing_stops_at_what_is_no_text_and_resolves_plain_escapes() {
+        for at in 0..600 {
+            for stop in ["\"", "\\ud83d", "\n", "\\"] {
+                let input = format!(
+                    "{}\\n{}{stop}{}",
+                    "a".repeat(at),
+                    "b".repeat(30),
+                    "c".repeat(40)
+                );
+                let text = format!("{}\n{}", "a".repeat(at), "b".repeat(30));
+                let mut prompt = Prompt::default();
+                prompt.begin(Section::Main);
+                assert_eq!(prompt.absorb(input.as_bytes()), at + 32, "{at} {stop}");
+                assert_eq!(prompt.bytes(), text.len());
+                prompt.end();
+                let expected = main(text.as_bytes());
+                assert_eq!(hashes(&prompt), hashes(&expected));
+                assert_eq!(
+                    prompt.conversation(1),
+                    expected.conversation(1),
+                    "{at} {stop}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn short_copies_are_exact() {
+        let bytes: Vec<u8> = (1..=64).collect();
+        for len in 0..=64 {
+            let mut place = [0; 64];
+            copy(&mut place[..len], &bytes[..len]);
+            assert_eq!(place[..len], bytes[..len]);
+            assert!(place[len..].iter().all(|&byte| byte == 0));
+        }
+    }
+
+    #[test]
+    fn a_chain_links_chunks_and_the_tails_between_sections() {
+        let mut prompt = main(&[b'm'; 600]);
+        section(&mut prompt, Section::Tools, &[b't'; 700]);
+        section(&mut prompt, Section::System, &[b's'; 512]);
+        let links: Vec<Link> = prompt.chain(3).collect();
+        let ends: Vec<usize> = links.iter().map(|link| link.end).collect();
+        assert_eq!(ends, [512, 700, 1212, 1724]);
+        assert_eq!(prompt.bytes(), 1812);
+        let mut hash_so_far = chain(3, hash(&[b't'; 512]));
+        hash_so_far = chain(hash_so_far, mix(hash(&[b't'; 188]), 0));
+        hash_so_far = chain(hash_so_far, hash(&[b's'; 512]));
+        hash_so_far = chain(hash_so_far, hash(&[b'm'; 512]));
+        assert_eq!(links.last().map(|link| link.hash), Some(hash_so_far));
+    }
+
+    #[test]
+    fn an_empty_prompt_has_no_links() {
+        assert_eq!(Prompt::default().chain(1).count(), 0);
+        assert_eq!(Prompt::default().bytes(), 0);
+        assert_eq!(main(b"short").chain(1).count(), 0);
+    }
+
+    #[test]
+    fn a_plain_prompt_is_marked_by_its_first_4096_bytes() {
+        let text = |len: usize| vec![b'x'; len];
+        let mark = |len: usize| main(&text(len)).conversation(5);
+        assert_eq!(mark(4096), mark(4097));
+        assert_eq!(mark(4096), mark(9000));
+        assert_ne!(mark(4095), mark(4096));
+        assert_ne!(mark(100), mark(101));
+        assert_ne!(mark(4096), main(&text(4096)).conversation(6));
+    }
+
+    #[test]
+    fn a_section_that_comes_again_replaces_the_first() {
+        let mut prompt = main(&[b'a'; 2000]);
+        section(&mut prompt, Section::Main, &[b'b'; 600]);
+        assert_eq!(hashes(&prompt), hashes(&main(&[b'b'; 600])));
+        assert_eq!(prompt.bytes(), 600);
     }
 }

@@ -2,11 +2,11 @@
 
 use super::api::Api;
 use super::canonical::Canonical;
+use super::events::{Container, Literal, Place, Sink};
 use super::fields::Fields;
-use super::lexer::{Container, Literal, Place, Sink};
-use super::plan::ScanPlan;
+use super::plan::{MAX_KEY_BYTES, ScanPlan};
 use super::scratch::Scratch;
-use super::search::clean_len;
+use super::search::{clean_len, text_len};
 
 /// Where the text of the current string goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +79,31 @@ impl Sink for Receiver<'_> {
         self.collected.canonical.close(depth, container);
     }
 
+    #[inline]
+    fn key(&mut self, depth: usize, key: &[u8]) {
+        let Collected {
+            fields, canonical, ..
+        } = &mut *self.collected;
+        let short = Some(key).filter(|key| key.len() <= MAX_KEY_BYTES);
+        if fields.wants_key(depth) {
+            fields.key(self.plan, short);
+        }
+        if depth == 1 {
+            if self.plan.prompt() {
+                canonical.top_key(self.api, short);
+            }
+        } else if canonical.is_writing() {
+            match short {
+                Some(key) => canonical.key(depth, key),
+                None => {
+                    canonical.start_long_key();
+                    canonical.long_key(key);
+                    canonical.end_long_key();
+                }
+            }
+        }
+    }
+
     fn start_key(&mut self, depth: usize) {
         let Collected {
             fields,
@@ -124,7 +149,7 @@ impl Sink for Receiver<'_> {
             text,
             scratch,
         } = &mut *self.collected;
-        fields.start_scalar(self.plan, place, at);
+        fields.start_string(self.plan, place, at);
         canonical.start_string(place, scratch);
         *text = if fields.is_keeping() {
             Text::Value
@@ -150,35 +175,29 @@ impl Sink for Receiver<'_> {
 
     #[inline]
     fn text(&mut self, input: &[u8]) -> usize {
-        if self.collected.text == Text::Prompt {
-            return self.collected.canonical.absorb(input);
-        }
-        let clean = clean_len(input);
-        self.piece(input.get(..clean).unwrap_or_default());
-        clean
-    }
-
-    #[inline]
-    fn escaped(&mut self, byte: u8) {
-        if self.collected.text == Text::Prompt {
-            self.collected.canonical.push(byte);
-        } else {
-            self.piece(&[byte]);
+        match self.collected.text {
+            Text::Prompt => self.collected.canonical.absorb(input),
+            Text::Nowhere => text_len(input),
+            Text::Value | Text::Key | Text::LongKey => {
+                let clean = clean_len(input);
+                self.piece(input.get(..clean).unwrap_or_default());
+                clean
+            }
         }
     }
 
-    fn escaped_char(&mut self, char: char) {
+    fn escaped(&mut self, char: char) {
         self.piece(char.encode_utf8(&mut [0; 4]).as_bytes());
     }
 
-    fn start_number(&mut self, place: Place, at: usize) {
+    fn start_number(&mut self, place: Place) {
         let Collected {
             fields,
             canonical,
             scratch,
             ..
         } = &mut *self.collected;
-        fields.start_scalar(self.plan, place, at);
+        fields.start_number(self.plan, place);
         canonical.start_number(place, scratch);
     }
 
@@ -193,6 +212,19 @@ impl Sink for Receiver<'_> {
             fields.push(piece);
         }
         canonical.piece(piece, scratch);
+    }
+
+    #[inline]
+    fn integer(&mut self, place: Place, digits: &[u8], value: u32) {
+        let Collected {
+            fields, canonical, ..
+        } = &mut *self.collected;
+        fields.start_number(self.plan, place);
+        if fields.is_keeping() {
+            fields.push(digits);
+            fields.end_number(self.plan);
+        }
+        canonical.integer(place, digits, value);
     }
 
     fn end_number(&mut self, depth: usize) {

@@ -4,6 +4,8 @@
 //! and locates the byte only in the block that holds one. On wasm32 it uses SIMD intrinsics (safe
 //! there); elsewhere it is written so that the compiler vectorises it.
 
+use super::escapes::{UNICODE_ESCAPE_BYTES, short_escape, unicode_escape};
+
 /// Bytes a single locating step looks at.
 pub(super) const BLOCK: usize = 16;
 /// Bytes a single skipping step looks at.
@@ -22,11 +24,30 @@ pub(super) fn clean_len(bytes: &[u8]) -> usize {
     let Some((block, rest)) = bytes.split_first_chunk::<BLOCK>() else {
         return clean_len_short(bytes);
     };
-    let first = clean_in_block(block);
-    if first < BLOCK {
-        return first;
+    match special_in_block(block) {
+        Some(at) => at,
+        None => BLOCK + clean_len_wide(rest),
     }
-    BLOCK + clean_len_wide(rest)
+}
+
+/// The same beyond escapes: up to a quote, a control byte or an escape that is not plain.
+#[inline]
+pub(super) fn text_len(bytes: &[u8]) -> usize {
+    let mut len = 0;
+    loop {
+        len += clean_len(bytes.get(len..).unwrap_or_default());
+        let stop = bytes.get(len..).unwrap_or_default();
+        let Some([b'\\', letter]) = stop.first_chunk() else {
+            return len;
+        };
+        len += if short_escape(*letter).is_some() {
+            2
+        } else if unicode_escape(stop).is_some() {
+            UNICODE_ESCAPE_BYTES
+        } else {
+            return len;
+        };
+    }
 }
 
 fn clean_len_wide(bytes: &[u8]) -> usize {
@@ -40,11 +61,10 @@ fn clean_len_wide(bytes: &[u8]) -> usize {
     let (blocks, tail) = rest.as_chunks::<BLOCK>();
     let mut clean = skipped;
     for block in blocks {
-        let found = clean_in_block(block);
-        clean += found;
-        if found < BLOCK {
-            return clean;
+        if let Some(at) = special_in_block(block) {
+            return clean + at;
         }
+        clean += BLOCK;
     }
     clean + clean_len_short(tail)
 }
@@ -81,11 +101,13 @@ mod block {
         )
     }
 
-    /// How many bytes of the block precede its first special byte.
+    /// Where the first special byte of the block is.
     #[inline]
-    pub(in super::super) fn clean_in_block(block: &[u8; BLOCK]) -> usize {
-        let mask = u32::from(u8x16_bitmask(specials(load(block))));
-        (mask | 1 << BLOCK).trailing_zeros() as usize
+    pub(in super::super) fn special_in_block(block: &[u8; BLOCK]) -> Option<usize> {
+        match u8x16_bitmask(specials(load(block))) {
+            0 => None,
+            mask => Some(mask.trailing_zeros() as usize),
+        }
     }
 
     #[inline]
@@ -117,15 +139,16 @@ mod block {
         found & HIGH
     }
 
-    /// How many bytes of the block precede its first special byte.
+    /// Where the first special byte of the block is.
     #[inline]
-    pub(in super::super) fn clean_in_block(block: &[u8; BLOCK]) -> usize {
+    pub(in super::super) fn special_in_block(block: &[u8; BLOCK]) -> Option<usize> {
         let word = u128::from_le_bytes(*block);
-        let low = specials(word as u64);
-        if low != 0 {
-            return low.trailing_zeros() as usize / 8;
+        let (low, high) = (specials(word as u64), specials((word >> 64) as u64));
+        match (low, high) {
+            (0, 0) => None,
+            (0, _) => Some(8 + high.trailing_zeros() as usize / 8),
+            _ => Some(low.trailing_zeros() as usize / 8),
         }
-        8 + specials((word >> 64) as u64).trailing_zeros() as usize / 8
     }
 
     #[inline]
@@ -136,8 +159,8 @@ mod block {
     }
 }
 
-pub(super) use block::clean_in_block;
 use block::has_special;
+pub(super) use block::special_in_block;
 
 #[cfg(test)]
 mod tests {
