@@ -1,0 +1,305 @@
+//! The paths that run the model: from body bytes to an answer, whole or streamed.
+//!
+//! One idea: a request is checked in vLLM's order, becomes jobs, and its [`Flight`] lives inside
+//! whatever waits for the tokens; when the client leaves, that is dropped and the jobs are aborted.
+//! Cost: O(body + tokens).
+
+use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures_util::stream::unfold;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::Response;
+use hyper::body::Frame;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::http::request::Parts;
+use serde_json::Value;
+
+use super::answer::{self, Choice, Heading, Usage};
+use super::clock::{Flight, Job, Rejection};
+use super::error::ApiError;
+use super::http::{App, Body, json_answer, parse_json};
+use super::metrics::{Ending, Snapshot};
+use super::pooling;
+use super::prompt::{self, Api, Ask};
+use super::seen::Visit;
+use super::sse::Script;
+use super::tokens::Prompt;
+
+/// One request for the model.
+pub(super) struct Call<'a> {
+    /// The engine.
+    pub(super) app: &'a App,
+    /// The path.
+    pub(super) api: Api,
+    /// Method, path and headers.
+    pub(super) head: &'a Parts,
+    /// Becomes the id of the answer.
+    pub(super) request_id: &'a str,
+    /// The whole body.
+    pub(super) body: &'a [u8],
+}
+
+/// A request that is in the model.
+struct Running {
+    flight: Flight,
+    ask: Ask,
+    choices: Vec<Choice>,
+    ending: Ending,
+    heading: Heading,
+    prompt_tokens: u32,
+    json: Value,
+}
+
+/// Answers the request; an error is an answer.
+pub(super) async fn answer(call: Call<'_>, mut visit: Visit) -> Response<Body> {
+    let running = match start(&call, &visit) {
+        Ok(running) => running,
+        Err(error) => {
+            visit.note(|seen| seen.status = Some(error.status.as_u16()));
+            visit.end();
+            return json_answer(error.status, error.body());
+        }
+    };
+    if running.ask.stream {
+        visit.note(|seen| seen.status = Some(200));
+        return stream(running, visit);
+    }
+    let mut answer = whole(running, &visit).await;
+    if let Some(report) = load_report(&call) {
+        answer.headers_mut().insert("endpoint-load-metrics", report);
+    }
+    visit.note(|seen| seen.status = Some(200));
+    visit.end();
+    answer
+}
+
+/// Checks the request and submits it.
+fn start(call: &Call<'_>, visit: &Visit) -> Result<Running, ApiError> {
+    let app = call.app;
+    let json = parse_json(call.head, call.body)?;
+    visit.note(|seen| seen.model = json.get("model").and_then(Value::as_str).map(str::to_owned));
+    let model = app.model(&json)?;
+    check_rank(call.head)?;
+    let ask = prompt::read(call.api, &json)?;
+    let output_tokens = output_tokens(app, call.api, &ask)?;
+    let prompt_tokens = ask
+        .prompts
+        .iter()
+        .map(Prompt::tokens)
+        .fold(0, u32::saturating_add);
+    visit.note(|seen| seen.prompt_tokens = prompt_tokens);
+    let (jobs, choices) = jobs(app.block_tokens, &ask, output_tokens);
+    let ending = match ask.max_tokens {
+        Some(_) => Ending::Length,
+        None => Ending::Stop,
+    };
+    let flight =
+        app.clock
+            .submit(jobs, ask.stream, ending)
+            .map_err(|rejection| match rejection {
+                Rejection::Busy => ApiError::busy(),
+                Rejection::Refused(refusal) => {
+                    ApiError::bad_request(Some("input_tokens"), refusal.to_string())
+                }
+            })?;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let heading = Heading::new(call.api, call.request_id, model, &app.name, now.as_secs());
+    Ok(Running {
+        flight,
+        ask,
+        choices,
+        ending,
+        heading,
+        prompt_tokens,
+        json,
+    })
+}
+
+/// A rank other than 0 does not exist here; what is not a number is ignored, as vLLM does.
+fn check_rank(head: &Parts) -> Result<(), ApiError> {
+    let rank = head
+        .headers
+        .get("x-data-parallel-rank")
+        .and_then(|rank| rank.to_str().ok());
+    match rank.and_then(|rank| rank.parse::<i64>().ok()) {
+        Some(rank) if rank != 0 => {
+            let message = format!("data_parallel_rank {rank} is out of range [0, 1).");
+            Err(ApiError::bad_request(None, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How much every choice generates, if each prompt leaves room for it in the context.
+fn output_tokens(app: &App, api: Api, ask: &Ask) -> Result<u32, ApiError> {
+    let longest = ask.prompts.iter().map(Prompt::tokens).max().unwrap_or(0);
+    let limit = app.max_model_tokens;
+    if longest > limit {
+        let message = format!(
+            "This model's maximum context length is {limit} tokens. However, your prompt contains at \
+             least {longest} input tokens, which exceeds this limit even without any output tokens. \
+             Please reduce the length of the input prompt. (parameter=input_tokens, value={longest})"
+        );
+        return Err(ApiError::bad_request(Some("input_tokens"), message));
+    }
+    if api.is_pooling() {
+        return Ok(1);
+    }
+    let room = limit - longest;
+    match ask.max_tokens {
+        Some(most) if most > room => {
+            let message = format!(
+                "This model's maximum context length is {limit} tokens. However, you requested {most} \
+                 output tokens and your prompt contains at least {longest} input tokens. Please reduce \
+                 the length of the input prompt or the number of requested output tokens. \
+                 (parameter=max_tokens, value={most})"
+            );
+            Err(ApiError::bad_request(Some("max_tokens"), message))
+        }
+        Some(most) => Ok(most),
+        None => Ok(app.default_output_tokens.min(room).max(1)),
+    }
+}
+
+/// A job and a choice for each prompt and each of its `n`; prompt by prompt.
+fn jobs(block_tokens: u32, ask: &Ask, output_tokens: u32) -> (Vec<Job>, Vec<Choice>) {
+    let mut jobs = Vec::new();
+    let mut choices = Vec::new();
+    for prompt in &ask.prompts {
+        let blocks = prompt.blocks(block_tokens, ask.salt);
+        let hash = blocks.last().copied().unwrap_or(ask.salt);
+        for nth in 0..ask.n {
+            jobs.push(Job {
+                blocks: blocks.clone(),
+                prompt_tokens: prompt.tokens(),
+                output_tokens,
+            });
+            choices.push(Choice {
+                seed: hash.wrapping_add(u64::from(nth)),
+                output_tokens,
+                echo: if ask.echo {
+                    prompt.text()
+                } else {
+                    String::new()
+                },
+            });
+        }
+    }
+    (jobs, choices)
+}
+
+async fn whole(mut running: Running, visit: &Visit) -> Response<Body> {
+    let per_prompt = running.ask.n.max(1) as usize;
+    let mut usage = Usage {
+        prompt: running.prompt_tokens,
+        ..Usage::default()
+    };
+    while let Some(token) = running.flight.next().await {
+        if token.finished {
+            usage.completion += token.index + 1;
+        }
+        if token.finished && token.job.is_multiple_of(per_prompt) {
+            usage.cached += token.cached_tokens;
+        }
+    }
+    visit.note(|seen| seen.cached_tokens = Some(usage.cached));
+    let Running {
+        heading,
+        choices,
+        ending,
+        json,
+        ..
+    } = &running;
+    let body = if heading.api.is_pooling() {
+        let seeds: Vec<u64> = choices.iter().map(|choice| choice.seed).collect();
+        pooling::whole(heading, json, &seeds, usage)
+    } else {
+        answer::whole(heading, choices, *ending, usage)
+    };
+    json_answer(hyper::StatusCode::OK, body)
+}
+
+struct Streaming {
+    flight: Flight,
+    script: Script,
+    visit: Visit,
+    ended: bool,
+}
+
+fn stream(running: Running, visit: Visit) -> Response<Body> {
+    let Running {
+        flight,
+        ask,
+        choices,
+        ending,
+        heading,
+        prompt_tokens,
+        ..
+    } = running;
+    let script = Script::new(heading, choices, ending, &ask, prompt_tokens);
+    let streaming = Streaming {
+        flight,
+        script,
+        visit,
+        ended: false,
+    };
+    let body = StreamBody::new(unfold(streaming, events)).boxed_unsync();
+    let mut answer = Response::new(body);
+    let kind = HeaderValue::from_static("text/event-stream; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, kind);
+    answer
+}
+
+/// The events of the next token, or those after the last.
+async fn events(mut streaming: Streaming) -> Option<(io::Result<Frame<Bytes>>, Streaming)> {
+    if streaming.ended {
+        return None;
+    }
+    let text = match streaming.flight.next().await {
+        Some(token) => {
+            let text = streaming.script.token(token);
+            if token.index == 0 {
+                let cached = streaming.script.usage().cached;
+                streaming
+                    .visit
+                    .note(|seen| seen.cached_tokens = Some(cached));
+            }
+            text
+        }
+        None => {
+            streaming.ended = true;
+            streaming.visit.end();
+            streaming.script.end()
+        }
+    };
+    Some((Ok(Frame::data(Bytes::from(text))), streaming))
+}
+
+/// The load of this moment, if the request asks for it (ORCA).
+fn load_report(call: &Call<'_>) -> Option<HeaderValue> {
+    if !matches!(call.api, Api::Chat | Api::Completions) {
+        return None;
+    }
+    let format = call
+        .head
+        .headers
+        .get("endpoint-load-metrics-format")?
+        .to_str()
+        .ok()?;
+    let now: Snapshot = call.app.clock.snapshot();
+    let (waiting, usage) = (f64::from(now.stats.waiting), now.kv_usage());
+    let report = match format.to_ascii_uppercase().as_str() {
+        "TEXT" => format!(
+            "TEXT named_metrics.num_requests_waiting={waiting:?}, named_metrics.kv_cache_usage_perc={usage:?}"
+        ),
+        "JSON" => format!(
+            r#"JSON {{"named_metrics": {{"num_requests_waiting": {waiting:?}, "kv_cache_usage_perc": {usage:?}}}}}"#
+        ),
+        _ => return None,
+    };
+    HeaderValue::try_from(report).ok()
+}

@@ -1,0 +1,135 @@
+//! The prefix cache of one engine: a fixed number of KV blocks under LRU.
+//!
+//! A block is free, reserved (it holds private data of a live request), held (named by its hash,
+//! referenced by live requests) or idle (named, referenced by nobody, evictable). The one idea:
+//! `capacity = free + reserved + held + idle` at all times, so a leak is an arithmetic fact.
+//! Idle blocks are in order of their release, least recent first; a request releases its blocks
+//! deepest first, so that a prefix outlives its continuations. Every operation is O(1) a block.
+
+use std::collections::HashMap;
+
+use hashlink::{DefaultHashBuilder, LinkedHashSet};
+
+/// The blocks one request keeps until it finishes or is aborted.
+#[derive(Debug, Default)]
+pub(super) struct Holding {
+    /// Hashes of the named blocks, in prompt order.
+    named: Vec<u64>,
+    /// Blocks without a name: output, the partial tail of the prompt, prompt not yet scheduled.
+    reserved: u32,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct BlockCache {
+    capacity: u32,
+    free: u32,
+    reserved: u32,
+    held: HashMap<u64, u32, DefaultHashBuilder>,
+    idle: LinkedHashSet<u64>,
+}
+
+impl BlockCache {
+    /// An empty cache of `capacity` blocks.
+    pub(super) fn new(capacity: u32) -> Self {
+        Self {
+            capacity,
+            free: capacity,
+            reserved: 0,
+            held: HashMap::default(),
+            idle: LinkedHashSet::new(),
+        }
+    }
+
+    /// Blocks in the cache, whatever their state.
+    pub(super) fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Blocks that live requests keep.
+    pub(super) fn used(&self) -> u32 {
+        self.reserved + count(self.held.len())
+    }
+
+    /// How many leading `blocks` can be served from the cache now.
+    pub(super) fn matched(&self, blocks: &[u64]) -> u32 {
+        count(
+            blocks
+                .iter()
+                .take_while(|hash| self.held.contains_key(hash) || self.idle.contains(*hash))
+                .count(),
+        )
+    }
+
+    /// Takes references on the matched prefix `hits` and reserves `fresh` further blocks, evicting
+    /// idle ones as needed. `None`, and no change, when they do not fit.
+    pub(super) fn admit(&mut self, hits: &[u64], fresh: u32) -> Option<Holding> {
+        let idle_hits = hits.iter().filter(|hash| self.idle.contains(*hash)).count();
+        if fresh > self.free + count(self.idle.len() - idle_hits) {
+            return None;
+        }
+        for &hash in hits {
+            self.idle.remove(&hash);
+            *self.held.entry(hash).or_insert(0) += 1;
+        }
+        while self.free < fresh && self.idle.pop_front().is_some() {
+            self.free += 1;
+        }
+        self.free -= fresh;
+        self.reserved += fresh;
+        Some(Holding {
+            named: hits.to_vec(),
+            reserved: fresh,
+        })
+    }
+
+    /// Names a reserved block of `holding`, which makes it hit-able. A block that exists already
+    /// under this name (two requests computed it at once) stays private.
+    pub(super) fn name(&mut self, holding: &mut Holding, hash: u64) {
+        if holding.reserved == 0 || self.held.contains_key(&hash) || self.idle.contains(&hash) {
+            return;
+        }
+        holding.reserved -= 1;
+        self.reserved -= 1;
+        self.held.insert(hash, 1);
+        holding.named.push(hash);
+    }
+
+    /// Gives everything in `holding` back; named blocks stay as idle ones.
+    pub(super) fn release(&mut self, holding: Holding) {
+        self.free += holding.reserved;
+        self.reserved -= holding.reserved;
+        for hash in holding.named.into_iter().rev() {
+            if let Some(references) = self.held.get_mut(&hash) {
+                *references -= 1;
+                if *references == 0 {
+                    self.held.remove(&hash);
+                    self.idle.insert(hash);
+                }
+            }
+        }
+    }
+
+    /// Forgets every idle block.
+    pub(super) fn flush(&mut self) {
+        self.free += count(self.idle.len());
+        self.idle.clear();
+    }
+
+    /// The idle blocks, the next one to be evicted first.
+    #[cfg(test)]
+    pub(super) fn eviction_order(&self) -> Vec<u64> {
+        self.idle.iter().copied().collect()
+    }
+
+    /// Whether the four states add up to the capacity.
+    #[cfg(test)]
+    pub(super) fn adds_up(&self) -> bool {
+        self.free + self.reserved + count(self.held.len()) + count(self.idle.len()) == self.capacity
+    }
+}
+
+/// Block counts fit `u32` because the capacity does.
+fn count(blocks: usize) -> u32 {
+    u32::try_from(blocks).unwrap_or(u32::MAX)
+}
