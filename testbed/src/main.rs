@@ -1,0 +1,50 @@
+//! Model engines, a local stack, the end-to-end driver and the simulator of warmpath.
+
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod e2e;
+mod engine;
+mod envoy;
+mod model;
+mod module;
+mod sim;
+mod trace;
+mod up;
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run model engines with vLLM's HTTP surface.
+    Engine(engine::Args),
+    /// Run engines and Envoy with the shipped config until Ctrl-C.
+    Up(up::Args),
+    /// Drive a real Envoy through every end-to-end test.
+    E2e(e2e::Args),
+    /// Print what a built wasm module weighs and imports.
+    Module(module::Args),
+    /// Measure what routing costs, beside a bare Envoy and other routers.
+    Bench(bench::Args),
+    /// Compare routing policies on a request trace.
+    Simulate(sim::Args),
+    /// Make a small request trace.
+    Trace(trace::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Engine(args) => engine::run(args),
+        Command::Up(args) => up::run(args),
+        Command::E2e(args) => e2e::run(args),
+        Command::Module(args) => module::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Simulate(args) => sim::run(args),
+        Command::Trace(args) => trace::run(args),
+    }
+}

@@ -1,0 +1,103 @@
+//! The `module` verb: what a built wasm module weighs and what it asks of its host.
+//!
+//! Every host of the proxy-wasm ABI offers the functions of `env` and not all offer WASI, so an
+//! import from anywhere else is an error. Linear in the size of the module.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use wasmparser::{Parser, Payload};
+
+/// The only place the module may import from.
+const HOST: &str = "env";
+
+/// Arguments of the `module` verb.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The wasm file.
+    file: PathBuf,
+}
+
+/// Prints size and imports of a module. Fails if it is not one or imports from outside `env`.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let bytes =
+        std::fs::read(&args.file).with_context(|| format!("reading {}", args.file.display()))?;
+    let imports = imports(&bytes).with_context(|| format!("parsing {}", args.file.display()))?;
+    println!(
+        "{}: {} bytes ({:.1} KB)",
+        args.file.display(),
+        bytes.len(),
+        bytes.len() as f64 / 1000.0
+    );
+    println!("imports: {}", imports.len());
+    for (module, name) in &imports {
+        println!("  {module} {name}");
+    }
+    let foreign: Vec<_> = imports
+        .iter()
+        .filter(|(module, _)| module != HOST)
+        .collect();
+    if !foreign.is_empty() {
+        bail!("imports from outside `{HOST}`, which an Envoy may not offer: {foreign:?}");
+    }
+    Ok(())
+}
+
+/// Every import as (module, name), in the order of the file.
+fn imports(wasm: &[u8]) -> anyhow::Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for payload in Parser::new(0).parse_all(wasm) {
+        if let Payload::ImportSection(section) = payload? {
+            for import in section.into_imports() {
+                let import = import?;
+                found.push((import.module.to_owned(), import.name.to_owned()));
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A module of one function type and one imported function, `module` "f".
+    fn module_importing_from(module: &str) -> Vec<u8> {
+        let mut wasm = b"\0asm\x01\0\0\0".to_vec();
+        wasm.extend(b"\x01\x04\x01\x60\0\0");
+        let mut import = vec![1, module.len() as u8];
+        import.extend(module.as_bytes());
+        import.extend(b"\x01f\0\0");
+        wasm.extend([2, import.len() as u8]);
+        wasm.extend(import);
+        wasm
+    }
+
+    fn run_on(wasm: &[u8]) -> anyhow::Result<()> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), wasm).unwrap();
+        run(Args {
+            file: file.path().to_owned(),
+        })
+    }
+
+    #[test]
+    fn imports_are_listed() {
+        assert_eq!(
+            imports(&module_importing_from("env")).unwrap(),
+            [("env".to_owned(), "f".to_owned())]
+        );
+    }
+
+    #[test]
+    fn only_the_host_may_be_imported_from() {
+        run_on(&module_importing_from("env")).unwrap();
+        let refused = run_on(&module_importing_from("wasi_snapshot_preview1")).unwrap_err();
+        assert!(refused.to_string().contains("wasi_snapshot_preview1"));
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        assert!(run_on(b"#!/bin/sh").is_err());
+    }
+}
