@@ -1,0 +1,138 @@
+//! The `e2e` verb: every promise of the filter, shown on a real Envoy.
+//!
+//! A test is a name and an async function; it starts its own Envoy and engines with
+//! [`harness::Stack`], on ports of its own, and asserts outcomes: which engine answered, with what.
+//! Every test runs once per requested number of Envoy worker threads, because what workers share is
+//! what breaks. To add a theme, write `e2e/<theme>.rs` with a `cases()` and name it in [`cases`].
+
+mod answers;
+mod bodies;
+mod client;
+mod failures;
+mod harness;
+mod raw;
+mod routing;
+mod sessions;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use libtest_mimic::{Failed, Trial};
+
+use crate::envoy;
+use harness::Context;
+
+/// A test that takes longer hangs.
+const TEST_DEADLINE: Duration = Duration::from_secs(180);
+
+/// Arguments of the `e2e` verb.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The Envoy binary.
+    #[arg(long)]
+    envoy: PathBuf,
+    /// The wasm module.
+    #[arg(long)]
+    module: PathBuf,
+    /// The Envoy configuration that tests start from.
+    #[arg(long, default_value = "envoy/static.yaml")]
+    config: PathBuf,
+    /// Numbers of Envoy worker threads; every test runs with each.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
+    concurrency: Vec<u32>,
+    #[command(flatten)]
+    runner: libtest_mimic::Arguments,
+}
+
+/// Runs the tests, and exits with an error status if one fails.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    envoy::stop_all_on_signal()?;
+    let mut trials = Vec::new();
+    for &concurrency in &args.concurrency {
+        for case in cases() {
+            let setting = Setting {
+                envoy: existing(&args.envoy)?,
+                module: existing(&args.module)?,
+                config: existing(&args.config)?,
+                concurrency,
+            };
+            let name = format!("{} [workers={concurrency}]", case.name);
+            trials.push(Trial::test(name, move || case.run(setting)));
+        }
+    }
+    libtest_mimic::run(&args.runner, trials).exit()
+}
+
+/// Every test, theme by theme.
+fn cases() -> Vec<Case> {
+    [
+        routing::cases(),
+        sessions::cases(),
+        answers::cases(),
+        bodies::cases(),
+        failures::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// What all tests of one run share.
+struct Setting {
+    envoy: PathBuf,
+    module: PathBuf,
+    config: PathBuf,
+    concurrency: u32,
+}
+
+type Body = Box<dyn Fn(&Context) -> anyhow::Result<()> + Send + Sync>;
+
+/// One test.
+struct Case {
+    name: String,
+    body: Body,
+}
+
+impl Case {
+    /// A test called `name`.
+    fn new<Test>(name: &str, test: Test) -> Self
+    where
+        Test: AsyncFn(&Context) -> anyhow::Result<()> + Send + Sync + 'static,
+    {
+        let body = move |context: &Context| {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                tokio::time::timeout(TEST_DEADLINE, test(context))
+                    .await
+                    .with_context(|| format!("still running after {TEST_DEADLINE:?}"))?
+            })
+        };
+        Self {
+            name: name.to_owned(),
+            body: Box::new(body),
+        }
+    }
+
+    fn run(&self, setting: Setting) -> Result<(), Failed> {
+        let context = Context::new(setting);
+        (self.body)(&context)
+            .map_err(|error| Failed::from(format!("{error:#}\n\n{}", context.journal())))
+    }
+}
+
+/// `named!("theme": a, b)` names the tests `theme::a` and `theme::b` after their functions.
+macro_rules! named {
+    ($theme:literal: $($test:ident),+ $(,)?) => {
+        vec![$($crate::e2e::Case::new(concat!($theme, "::", stringify!($test)), $test)),+]
+    };
+}
+use named;
+
+fn existing(path: &Path) -> anyhow::Result<PathBuf> {
+    path.canonicalize()
+        .with_context(|| format!("{} does not exist", path.display()))
+}

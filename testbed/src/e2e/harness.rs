@@ -1,0 +1,385 @@
+//! One test's own stack: engines and an Envoy on ports of their own, from the shipped
+//! configuration with what the test wants different.
+//!
+//! ```ignore
+//! let stack = Stack::start(context, StackSpec::shipped().engines("llama", 4)).await?;
+//! let reply = stack.send(Call::chat("llama-3-8b", "hello")).await?.expect_status(200)?;
+//! ensure!(stack.answered_by(&reply)?.pool == "llama");
+//! ```
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
+
+use super::Setting;
+use super::client::{Call, Client, OpenReply, Reply};
+use super::raw::{self, Pieces};
+use crate::engine::{Engine, EngineConfig};
+use crate::envoy::bootstrap::{Addresses, Bootstrap};
+use crate::envoy::{Envoy, Launch, port};
+
+/// How long [`eventually`] waits.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it looks.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What a test is given.
+pub struct Context {
+    setting: Setting,
+    journal: Mutex<String>,
+}
+
+impl Context {
+    pub(super) fn new(setting: Setting) -> Self {
+        Self {
+            setting,
+            journal: Mutex::default(),
+        }
+    }
+
+    /// Adds to what is printed if the test fails.
+    fn note(&self, line: &str) {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.push_str(line);
+        journal.push('\n');
+    }
+
+    pub(super) fn journal(&self) -> String {
+        self.journal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+type EditEngine = Box<dyn Fn(&mut EngineConfig) + Send + Sync>;
+type EditPlugin = Box<dyn Fn(&mut Value) + Send + Sync>;
+type EditBootstrap = Box<dyn Fn(&mut Bootstrap) -> anyhow::Result<()> + Send + Sync>;
+
+/// What a test's stack is made of.
+pub struct StackSpec {
+    pools: Vec<PoolSpec>,
+    engine: Vec<EditEngine>,
+    plugin: Vec<EditPlugin>,
+    bootstrap: Vec<EditBootstrap>,
+}
+
+struct PoolSpec {
+    name: String,
+    engines: usize,
+    /// Models of a pool that the shipped configuration does not have.
+    new_with_models: Option<Vec<String>>,
+}
+
+impl StackSpec {
+    /// As shipped: pool `llama` with 3 engines, pool `qwen` with 1, answers without delay.
+    pub fn shipped() -> Self {
+        let pool = |name: &str, engines| PoolSpec {
+            name: name.to_owned(),
+            engines,
+            new_with_models: None,
+        };
+        Self {
+            pools: vec![pool("llama", 3), pool("qwen", 1)],
+            engine: Vec::new(),
+            plugin: Vec::new(),
+            bootstrap: Vec::new(),
+        }
+    }
+
+    /// Gives a pool another number of engines.
+    pub fn engines(mut self, pool: &str, engines: usize) -> Self {
+        for spec in self.pools.iter_mut().filter(|spec| spec.name == pool) {
+            spec.engines = engines;
+        }
+        self
+    }
+
+    /// Adds a pool, with a cluster of the same name and policy `least_request`.
+    pub fn pool(mut self, name: &str, models: &[&str], engines: usize) -> Self {
+        self.pools.push(PoolSpec {
+            name: name.to_owned(),
+            engines,
+            new_with_models: Some(models.iter().map(|&model| model.to_owned()).collect()),
+        });
+        self
+    }
+
+    /// Gives a pool another policy, written as in the configuration.
+    pub fn policy(self, pool: &str, policy: Value) -> Self {
+        let pool = pool.to_owned();
+        self.plugin(move |config| {
+            if let Some(entry) = pool_mut(config, &pool) {
+                entry.insert("policy".to_owned(), policy.clone());
+            }
+        })
+    }
+
+    /// Changes the configuration of every engine; its `name` is `<pool>-<index>`.
+    pub fn engine(mut self, edit: impl Fn(&mut EngineConfig) + Send + Sync + 'static) -> Self {
+        self.engine.push(Box::new(edit));
+        self
+    }
+
+    /// Changes the plugin configuration, after the engines' addresses are in it.
+    pub fn plugin(mut self, edit: impl Fn(&mut Value) + Send + Sync + 'static) -> Self {
+        self.plugin.push(Box::new(edit));
+        self
+    }
+
+    /// Changes Envoy's configuration, as the last step.
+    pub fn bootstrap(
+        mut self,
+        edit: impl Fn(&mut Bootstrap) -> anyhow::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.bootstrap.push(Box::new(edit));
+        self
+    }
+
+    /// Takes the filter out: the stack is plain Envoy.
+    pub fn without_filter(self) -> Self {
+        self.bootstrap(Bootstrap::remove_plugin)
+    }
+}
+
+/// The entry of a pool in a plugin configuration.
+pub fn pool_mut<'a>(
+    config: &'a mut Value,
+    pool: &str,
+) -> Option<&'a mut serde_json::Map<String, Value>> {
+    config
+        .get_mut("pools")?
+        .as_array_mut()?
+        .iter_mut()
+        .find(|entry| entry.get("name").and_then(Value::as_str) == Some(pool))?
+        .as_object_mut()
+}
+
+/// An engine of a stack.
+pub struct StackEngine {
+    /// `<pool>-<index>`.
+    pub name: String,
+    /// The pool it belongs to.
+    pub pool: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The engine itself: its log, its faults.
+    pub engine: Engine,
+}
+
+/// A running stack. Everything stops when it is dropped.
+pub struct Stack<'a> {
+    context: &'a Context,
+    bootstrap: Bootstrap,
+    /// `None` only while it is being replaced.
+    envoy: Option<Envoy>,
+    client: Client,
+    /// All engines, pool by pool.
+    pub engines: Vec<StackEngine>,
+}
+
+impl<'a> Stack<'a> {
+    /// Starts engines, then Envoy; returns once Envoy serves.
+    pub async fn start(context: &'a Context, spec: StackSpec) -> anyhow::Result<Self> {
+        let mut bootstrap = Bootstrap::load(&context.setting.config)?;
+        bootstrap.set_module(&context.setting.module);
+        bootstrap.set_addresses(Addresses {
+            listener: port::reserve()?,
+            admin: port::reserve()?,
+        })?;
+        let mut plugin = bootstrap.plugin()?;
+        let mut engines = Vec::new();
+        for pool in &spec.pools {
+            if let Some(models) = &pool.new_with_models {
+                bootstrap.add_cluster_like("llama", &pool.name)?;
+                add_pool(&mut plugin, &pool.name, models)?;
+            }
+            let entry = pool_mut(&mut plugin, &pool.name)
+                .with_context(|| format!("no pool {}", pool.name))?;
+            let started = start_engines(pool, entry, &spec.engine).await?;
+            let addresses: Vec<_> = started.iter().map(|engine| engine.address).collect();
+            bootstrap.set_endpoints(&pool.name, &addresses)?;
+            entry.insert("endpoints".to_owned(), static_endpoints(&addresses));
+            engines.extend(started);
+        }
+        for edit in &spec.plugin {
+            edit(&mut plugin);
+        }
+        bootstrap.set_plugin_text(&plugin.to_string());
+        for edit in &spec.bootstrap {
+            edit(&mut bootstrap)?;
+        }
+        let mut stack = Self {
+            context,
+            client: Client::new(bootstrap.addresses()?.listener)?,
+            bootstrap,
+            envoy: None,
+            engines,
+        };
+        stack.start_envoy().await?;
+        Ok(stack)
+    }
+
+    /// Stops Envoy, changes its configuration and starts it again over the same engines.
+    pub async fn restart_envoy(
+        &mut self,
+        edit: impl FnOnce(&mut Bootstrap) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.note_envoy_log();
+        self.envoy = None;
+        edit(&mut self.bootstrap)?;
+        self.bootstrap.set_addresses(Addresses {
+            listener: port::reserve()?,
+            admin: port::reserve()?,
+        })?;
+        self.client = Client::new(self.bootstrap.addresses()?.listener)?;
+        self.start_envoy().await
+    }
+
+    async fn start_envoy(&mut self) -> anyhow::Result<()> {
+        let launch = Launch {
+            binary: self.context.setting.envoy.clone(),
+            bootstrap: self.bootstrap.clone(),
+            concurrency: self.context.setting.concurrency,
+            component_log_level: "wasm:info".to_owned(),
+        };
+        self.envoy = Some(Envoy::start(launch).await?);
+        Ok(())
+    }
+
+    /// The Envoy of this stack.
+    pub fn envoy(&self) -> anyhow::Result<&Envoy> {
+        self.envoy.as_ref().context("Envoy does not run")
+    }
+
+    /// The client of this stack.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Sends a call and waits for its whole answer, whatever its status.
+    pub async fn send(&self, call: Call) -> anyhow::Result<Reply> {
+        self.client.send(call).await
+    }
+
+    /// Sends a call and waits for the headers of its answer.
+    pub async fn open(&self, call: Call) -> anyhow::Result<OpenReply> {
+        self.client.open(call).await
+    }
+
+    /// Sends a call, its body in pieces, and waits for its whole answer.
+    pub async fn send_in_pieces(&self, call: Call, pieces: &Pieces) -> anyhow::Result<Reply> {
+        raw::send(self.client.target(), call, pieces).await
+    }
+
+    /// The engine called `<pool>-<index>`.
+    pub fn engine(&self, name: &str) -> anyhow::Result<&StackEngine> {
+        self.engines
+            .iter()
+            .find(|engine| engine.name == name)
+            .with_context(|| format!("no engine {name}"))
+    }
+
+    /// The engine that answered, by what it says of itself: the filter has no part in this.
+    pub fn answered_by(&self, reply: &Reply) -> anyhow::Result<&StackEngine> {
+        let name = reply
+            .header("x-engine")
+            .with_context(|| format!("no engine gave this answer: {reply:?}"))?;
+        self.engine(name)
+    }
+
+    /// How many inference requests each engine has seen, in the order of [`Stack::engines`].
+    pub fn requests_seen(&self) -> Vec<u64> {
+        self.engines
+            .iter()
+            .map(|engine| engine.engine.seen_count())
+            .collect()
+    }
+
+    fn note_envoy_log(&self) {
+        if let Some(envoy) = &self.envoy {
+            self.context
+                .note(&format!("-- Envoy's log\n{}", envoy.log_tail()));
+        }
+    }
+}
+
+impl Drop for Stack<'_> {
+    fn drop(&mut self) {
+        self.note_envoy_log();
+    }
+}
+
+/// Waits until `look` finds something. Fails, saying `what`, if it never does.
+pub async fn eventually<T>(
+    what: &str,
+    look: impl AsyncFn() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look().await? {
+            return Ok(found);
+        }
+        if Instant::now() > deadline {
+            bail!("still not so after {PATIENCE:?}: {what}");
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+async fn start_engines(
+    pool: &PoolSpec,
+    entry: &serde_json::Map<String, Value>,
+    edits: &[EditEngine],
+) -> anyhow::Result<Vec<StackEngine>> {
+    let models: Vec<String> = entry
+        .get("models")
+        .map(|models| serde_json::from_value(models.clone()))
+        .transpose()
+        .context("models of the pool")?
+        .unwrap_or_default();
+    let mut started = Vec::new();
+    for index in 0..pool.engines {
+        let mut config = EngineConfig {
+            name: format!("{}-{index}", pool.name),
+            models: models.clone(),
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            time_scale: 0.0,
+            ..EngineConfig::default()
+        };
+        for edit in edits {
+            edit(&mut config);
+        }
+        let name = config.name.clone();
+        let engine = Engine::start(config).await?;
+        started.push(StackEngine {
+            name,
+            pool: pool.name.clone(),
+            address: engine.addr(),
+            engine,
+        });
+    }
+    Ok(started)
+}
+
+fn add_pool(plugin: &mut Value, name: &str, models: &[String]) -> anyhow::Result<()> {
+    let pools = plugin.get_mut("pools").and_then(Value::as_array_mut);
+    pools
+        .context("no pools in the plugin configuration")?
+        .push(json!({
+            "name": name, "cluster": name, "models": models, "policy": "least_request",
+        }));
+    Ok(())
+}
+
+/// The `endpoints` entry of a pool.
+pub fn static_endpoints(addresses: &[SocketAddr]) -> Value {
+    let list: Vec<_> = addresses
+        .iter()
+        .map(|address| json!({"address": address.to_string()}))
+        .collect();
+    json!({ "static": list })
+}
