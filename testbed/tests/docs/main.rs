@@ -1,0 +1,365 @@
+//! Holds README and docs against the code.
+//!
+//! What can be asked from the code is asked: option names, bounds and defaults come from the errors
+//! of the config reader, so an option that is added without its line of documentation fails here.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a panic is a failed test"
+)]
+
+mod options;
+mod pages;
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use warmpath_core::config::PolicyConfig;
+use warmpath_core::{Answer, Config, Fallback, Reason};
+
+use options::{complete, errors, options, places, with};
+use pages::{Page, page, pages, root};
+
+/// Folders whose paths are named in the docs.
+const ROOMS: [&str; 4] = ["filter", "envoy", "testbed", "docs"];
+/// Cells of a row of an options table.
+const DEFAULT: usize = 3;
+const BOUNDS: usize = 4;
+
+fn parsed(config: Value) -> Config {
+    Config::parse(config.to_string().as_bytes()).expect("a valid config")
+}
+
+fn smallest() -> Config {
+    parsed(json!({"pools": [{"name": "p", "endpoints": {"static": [{"address": "10.0.0.1:1"}]}}]}))
+}
+
+/// The names of all reasons, from the source: an enum cannot be asked for its variants.
+fn reasons() -> Vec<String> {
+    let source = std::fs::read_to_string(root().join("filter/core/src/decision.rs")).unwrap();
+    let arms = source.split("Reason::").skip(1);
+    let names = arms.filter_map(|arm| arm.split_once(" => \"")?.1.split('"').next());
+    names.map(str::to_owned).collect()
+}
+
+/// The plugin configuration of every wasm filter within a part of an Envoy configuration.
+fn plugins(value: &Value, found: &mut Vec<String>) {
+    let text = value.pointer("/config/configuration/value");
+    found.extend(text.and_then(Value::as_str).map(str::to_owned));
+    match value {
+        Value::Object(map) => map.values().for_each(|value| plugins(value, found)),
+        Value::Array(items) => items.iter().for_each(|value| plugins(value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_configuration_is_accepted_or_refused_as_printed() {
+    let mut seen = 0;
+    for page in pages() {
+        let printed = page.code("text").concat();
+        for config in page.json() {
+            if config.get("pools").is_none() {
+                continue;
+            }
+            seen += 1;
+            let errors = errors(&config);
+            let lines = errors.iter().map(|error| format!("refused: {error}\n"));
+            let lines: String = lines.collect();
+            assert!(
+                lines.is_empty() || printed.contains(&lines),
+                "{}: a configuration gets errors that the page does not print:\n{lines}",
+                page.path.display()
+            );
+        }
+    }
+    assert!(seen >= 4, "only {seen} configurations found");
+}
+
+#[test]
+fn configurations_inside_envoys_are_accepted() {
+    let mut texts = vec![std::fs::read_to_string(root().join("envoy/static.yaml")).unwrap()];
+    texts.extend(pages().iter().flat_map(|page| page.code("yaml")));
+    let mut found = Vec::new();
+    for text in texts {
+        plugins(&serde_yaml_ng::from_str(&text).expect(&text), &mut found);
+    }
+    assert!(
+        found.len() >= 2,
+        "envoy/static.yaml and README have one each"
+    );
+    for text in found {
+        let config = Config::parse(text.as_bytes());
+        assert!(config.is_ok(), "{config:?} in {text}");
+    }
+}
+
+#[test]
+fn the_complete_example_sets_every_option() {
+    let complete = complete();
+    let mut set = BTreeSet::new();
+    for place in places(&complete) {
+        if let Some(Value::String(choice)) = complete.pointer(&place.pointer) {
+            set.insert(format!("{}.{choice}", place.option()));
+        }
+        set.insert(place.option());
+    }
+    let missing: Vec<_> = options().difference(&set).cloned().collect();
+    assert!(
+        missing.is_empty(),
+        "not in the complete example: {missing:?}"
+    );
+}
+
+#[test]
+fn every_option_is_documented_and_none_is_made_up() {
+    let known = options();
+    assert!(known.len() >= 30, "only {} options found", known.len());
+    let rows = page("docs/configuration.md").option_rows();
+    let documented: BTreeSet<String> = rows.into_keys().collect();
+    let missing: Vec<_> = known.difference(&documented).collect();
+    assert!(
+        missing.is_empty(),
+        "no row in docs/configuration.md: {missing:?}"
+    );
+    let made_up: Vec<_> = documented.difference(&known).collect();
+    assert!(
+        made_up.is_empty(),
+        "documented, but unknown to the code: {made_up:?}"
+    );
+
+    let starts = ["pools[]", "session_key[]", "headers.", "limits."];
+    let in_path = |char: char| char.is_ascii_lowercase() || "[]._".contains(char);
+    for page in pages() {
+        for name in page.names() {
+            let is_path =
+                starts.iter().any(|start| name.starts_with(start)) && name.chars().all(in_path);
+            let shown = page.path.display();
+            assert!(
+                !is_path || known.contains(&name),
+                "{shown}: no option `{name}`"
+            );
+        }
+    }
+}
+
+#[test]
+fn bounds_and_defaults_are_those_that_errors_name() {
+    let complete = complete();
+    let rows = page("docs/configuration.md").option_rows();
+    let mut checked = 0;
+    for place in places(&complete) {
+        let wrong = match complete.pointer(&place.pointer) {
+            Some(Value::Number(_) | Value::Bool(_)) => json!("wrong"),
+            Some(Value::Array(_)) => vec![Value::Null; 5000].into(),
+            _ => continue,
+        };
+        let path = &place.path;
+        let errors = errors(&with(&complete, &place, wrong));
+        let error = errors.iter().find(|error| error.path == *path).expect(path);
+        let row = &rows[&place.option()];
+        let (want, default) = match error.want.split_once(" (default ") {
+            Some((want, default)) => (want, default.strip_suffix(')')),
+            None => (error.want.as_str(), None),
+        };
+        if let Some((low, high)) = want.split_once("..=") {
+            let low = low.rsplit(' ').next().unwrap_or_default();
+            assert_eq!(row[BOUNDS], format!("{low} to {high}"), "bounds of {path}");
+        } else if want.ends_with(" items") {
+            let bounds = &row[BOUNDS];
+            assert!(
+                bounds.contains(want),
+                "bounds of {path}: no {want:?} in {bounds:?}"
+            );
+        }
+        if let Some(default) = default {
+            assert_eq!(row[DEFAULT], format!("`{default}`"), "default of {path}");
+        }
+        checked += 1;
+    }
+    assert!(checked >= 10, "only {checked} bounds checked");
+}
+
+#[test]
+fn other_defaults_are_those_of_the_code() {
+    let config = smallest();
+    let rows = page("docs/configuration.md").option_rows();
+    let default = |path: &str| rows[path][DEFAULT].as_str();
+    let code = |name: &str| format!("`{name}`");
+    let (pool, headers) = (&config.pools[0], &config.headers);
+    assert_eq!(default("pools[].policy"), code(pool.policy.name()));
+    assert_eq!(default("pools[].cluster"), "the pool's name");
+    assert_eq!(pool.cluster, pool.name);
+    assert_eq!(default("pools[].models"), "`[]`");
+    assert_eq!(default("pools[].aliases"), "`{}`");
+    assert!(pool.models.is_empty() && pool.aliases.is_empty());
+    assert_eq!(default("pools[].endpoints.static[].models"), "`[]`");
+    assert!(pool.endpoints[0].models.is_empty());
+    assert_eq!(default("headers.destination"), code(&headers.destination));
+    assert_eq!(default("headers.cluster"), code(&headers.cluster));
+    assert_eq!(default("headers.pool"), code(&headers.pool));
+    let ids: Vec<String> = headers.request_id.iter().map(|name| code(name)).collect();
+    assert_eq!(default("headers.request_id"), ids.join(", "));
+
+    let two = parsed(json!({"pools": [
+        {"name": "p", "endpoints": {"static": []}, "models": ["m"], "policy": "consistent_hash"},
+        {"name": "q", "endpoints": {"static": []}},
+    ]}));
+    assert_eq!(
+        default("default_pool"),
+        "the only pool; none if there are several"
+    );
+    assert_eq!((config.default_pool, two.default_pool), (Some(0), None));
+    let PolicyConfig::ConsistentHash {
+        bounded_load,
+        without_key,
+    } = &two.pools[0].policy
+    else {
+        panic!("another policy");
+    };
+    let hash = "pools[].policy.consistent_hash";
+    assert_eq!(
+        default(&format!("{hash}.without_key")),
+        code(without_key.name())
+    );
+    assert_eq!(default(&format!("{hash}.bounded_load")), "none: no bound");
+    assert_eq!(*bounded_load, None);
+}
+
+#[test]
+fn the_default_session_key_is_that_of_the_code() {
+    let printed = page("docs/configuration.md").json();
+    let printed = printed
+        .iter()
+        .filter(|value| value.get("pools").is_none())
+        .find_map(|value| value.get("session_key"));
+    let config = parsed(json!({
+        "session_key": printed.expect("the default session key"),
+        "pools": [{"name": "p", "endpoints": {"static": []}}],
+    }));
+    assert_eq!(config.session_key, smallest().session_key);
+}
+
+#[test]
+fn every_policy_and_reason_is_described() {
+    let policies = page("docs/policies.md");
+    let sections = policies.anchors();
+    let options = options();
+    let names = options
+        .iter()
+        .filter_map(|option| option.strip_prefix("pools[].policy."));
+    for name in names.filter(|name| !name.contains('.')) {
+        assert!(sections.contains(name), "no section `{name}`");
+    }
+    let described = policies.names();
+    let reasons = reasons();
+    assert!(reasons.iter().any(|name| name == Reason::Turn.name()));
+    for reason in reasons {
+        assert!(described.contains(&reason), "docs/policies.md: no {reason}");
+    }
+}
+
+#[test]
+fn every_fallback_and_answer_is_described() {
+    let architecture = page("docs/architecture.md").text;
+    for fallback in Fallback::ALL {
+        let row = format!("| `{}` |", fallback.name());
+        assert!(
+            architecture.contains(&row),
+            "docs/architecture.md: no {row}"
+        );
+    }
+    let troubleshooting = page("docs/troubleshooting.md").text;
+    let answers = [
+        Answer::bad_json(""),
+        Answer::missing_model(),
+        Answer::unknown_model(b"m"),
+        Answer::no_endpoint("p"),
+    ];
+    for answer in answers {
+        let body: Value = serde_json::from_str(&answer.body).unwrap();
+        let code = body["error"]["code"].as_str().expect("a code");
+        let row = format!("| {} `{code}` |", answer.status);
+        assert!(
+            troubleshooting.contains(&row),
+            "docs/troubleshooting.md: no {row}"
+        );
+        let cause = format!("`{}`", answer.cause);
+        assert!(
+            troubleshooting.contains(&cause),
+            "docs/troubleshooting.md: no {cause}"
+        );
+    }
+}
+
+#[test]
+fn every_metric_is_described() {
+    let source = std::fs::read_to_string(root().join("filter/src/metrics.rs")).unwrap();
+    let rows = page("docs/troubleshooting.md").text;
+    let mut seen = 0;
+    // `warmpath.requests.pool=.={pool};.;policy=.={policy};.;total`
+    for name in source.split("\"warmpath.").skip(1) {
+        let name = name.split('"').next().unwrap();
+        let (metric, labels) = name.split_once('.').unwrap();
+        let start = format!("| `warmpath_{metric}_total` |");
+        let row = rows.lines().find(|line| line.starts_with(&start));
+        let row = row.unwrap_or_else(|| panic!("docs/troubleshooting.md: no {start}"));
+        for label in labels.split("=.=").filter(|part| !part.ends_with("total")) {
+            let label = format!(
+                "`{}`",
+                label.rsplit(';').next().unwrap().trim_start_matches('.')
+            );
+            assert!(row.contains(&label), "{metric}: no label {label}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 3, "only {seen} labels found");
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    for page in pages() {
+        for link in page.links() {
+            if link.starts_with("https://") {
+                continue;
+            }
+            let shown = format!("{}: link to {link}", page.path.display());
+            let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let path = match file {
+                "" => page.path.clone(),
+                file => page.path.parent().unwrap().join(file),
+            };
+            assert!(path.exists(), "{shown}: no such file");
+            if !anchor.is_empty() {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let sections = Page { path, text }.anchors();
+                assert!(sections.contains(anchor), "{shown}: no such section");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_path_and_verb_that_is_named_exists() {
+    let makefile = std::fs::read_to_string(root().join("Makefile")).unwrap();
+    for page in pages() {
+        let shown = page.path.display();
+        let commands = page.code("bash");
+        let commands = commands.iter().flat_map(|text| text.lines());
+        for name in page.names().iter().map(String::as_str).chain(commands) {
+            let room = name.split('/').next().unwrap_or_default();
+            if ROOMS.contains(&room) && !name.contains(' ') {
+                assert!(root().join(name).exists(), "{shown}: no file {name}");
+            }
+            let verb = name.strip_prefix("make ");
+            if let Some(verb) = verb.and_then(|rest| rest.split(' ').next()) {
+                assert!(
+                    makefile.contains(&format!("\n{verb}:")),
+                    "{shown}: no verb {verb}"
+                );
+            }
+        }
+    }
+}
