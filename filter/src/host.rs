@@ -41,6 +41,15 @@ pub fn set_request_header(name: &str, value: Option<&[u8]>) {
     hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, value).ok();
 }
 
+/// Whether the response's status is one of success; only in the response header callback.
+pub fn response_is_success() -> bool {
+    let status = hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, ":status");
+    status
+        .ok()
+        .flatten()
+        .is_some_and(|status| status.starts_with(b"2"))
+}
+
 /// Adds a response header; only in the response header callback.
 pub fn set_response_header(name: &str, value: &[u8]) {
     hostcalls::set_map_value_bytes(MapType::HttpResponseHeaders, name, Some(value)).ok();

@@ -5,6 +5,7 @@ use crate::metrics::Metrics;
 use log::{Level, debug, log_enabled, warn};
 use proxy_wasm::types::Action;
 use std::collections::HashMap;
+use warmpath_core::router::Outcome;
 use warmpath_core::{Config, Decision, Exchange, Fallback, Head, Router, Step};
 
 /// Bytes read from a body at a time: a slice costs its size, and most decisions need the first only.
@@ -33,7 +34,10 @@ struct Request {
     phase: Phase,
     held_us: u64,
     read: usize,
-    answering: bool,
+    /// Whether the response's status says that an engine took the request.
+    accepted: bool,
+    /// Parts of the response's body seen; with a stream about one for each token.
+    parts: u32,
     /// For the debug headers.
     explained: Option<String>,
     id: Option<Vec<u8>>,
@@ -91,7 +95,8 @@ impl Worker {
             phase: Phase::Held,
             held_us: now_us,
             read: 0,
-            answering: false,
+            accepted: false,
+            parts: 0,
             explained: None,
             id,
             content_length,
@@ -156,6 +161,7 @@ impl Worker {
         if request.phase != Phase::Sent || !(charged || request.explained.is_some()) {
             return Action::Continue;
         }
+        request.accepted = host::response_is_success();
         if let Some(address) = host::upstream_address() {
             request
                 .exchange
@@ -174,11 +180,13 @@ impl Worker {
     pub fn response_body(&mut self, context: u32, size: usize) -> Action {
         if size > 0
             && let Some(request) = self.requests.get_mut(&context)
-            && !std::mem::replace(&mut request.answering, true)
         {
-            request
-                .exchange
-                .first_token(&mut self.router, host::now_us());
+            if request.parts == 0 && request.exchange.is_charged() {
+                request
+                    .exchange
+                    .first_token(&mut self.router, host::now_us());
+            }
+            request.parts = request.parts.saturating_add(1);
         }
         Action::Continue
     }
@@ -186,7 +194,15 @@ impl Worker {
     /// The stream is over, however it ended.
     pub fn ended(&mut self, context: u32) -> Action {
         if let Some(mut request) = self.requests.remove(&context) {
-            request.exchange.end(&mut self.router, host::now_us());
+            let outcome = match request.accepted && request.parts > 0 {
+                true => Outcome::Served {
+                    output_tokens: request.parts,
+                },
+                false => Outcome::Failed,
+            };
+            request
+                .exchange
+                .end(&mut self.router, outcome, host::now_us());
         }
         Action::Continue
     }
@@ -211,7 +227,7 @@ impl Worker {
             return found;
         }
         warn!(
-            "{} requests were held and Envoy did not show their bodies: set \
+            "{} held request(s) whose body Envoy did not show: set \
              `allow_on_headers_stop_iteration: true` in the wasm filter's `config`; \
              they are routed by their headers alone",
             found.len()

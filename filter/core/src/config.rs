@@ -10,6 +10,7 @@ mod reader;
 pub use pool::{EndpointConfig, PolicyConfig, PoolConfig};
 pub use reader::ConfigError;
 
+use crate::prefix::table::{SET_BYTES, SLOT_BYTES};
 use crate::session::KeySource;
 use pool::pool;
 use reader::{Fields, Reader, list, text};
@@ -26,10 +27,15 @@ pub const MAX_MODELS: usize = 1024;
 /// Half of Envoy's default buffer limit of 1 MiB: body callbacks have been seen to grow by more
 /// than 0.5 MiB at a time, and what is held beyond the limit is answered 413 by Envoy.
 const HOLD_BYTES: u64 = 512 * 1024;
-/// Ten missed heartbeats.
+/// Twenty missed heartbeats: a worker that only stalls keeps its column.
 const WORKER_EXPIRY_MS: u64 = 10_000;
 /// More than the hardware threads of any machine, twice over for a config change.
 const WORKERS: u64 = 256;
+/// From the smallest useful table to a share of the 1 GiB that Envoy grants a VM.
+const TABLE_RANGE: RangeInclusive<u64> = 64 * 1024..=256 * 1024 * 1024;
+/// Tokens of KV capacity for each entry of the table: a stored link stands for 16 chunks of a long
+/// prompt and for one of a short prompt, and twice as many entries were no better in simulation.
+const TOKENS_PER_ENTRY: u64 = 200;
 
 /// A validated configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +76,8 @@ pub struct Limits {
     pub worker_expiry_ms: u64,
     /// Most workers whose load is shared.
     pub workers: usize,
+    /// Size of the prefix table of one worker; `None`: by the KV capacity of the pools.
+    pub prefix_table_bytes: Option<usize>,
 }
 
 impl Config {
@@ -94,6 +102,25 @@ impl Config {
             Some(config) if reader.errors.is_empty() => Ok(config),
             _ => Err(reader.errors),
         }
+    }
+}
+
+impl Config {
+    /// Size of the prefix table of one worker: as configured, else one entry of 22 bytes for each
+    /// [`TOKENS_PER_ENTRY`] tokens of KV capacity of all endpoints of pools that look at prompts,
+    /// rounded up to a power of two of 176-byte sets. 0 if there is no such pool.
+    pub fn prefix_table_bytes(&self) -> usize {
+        let tokens = self.pools.iter().filter_map(|pool| {
+            let kv_tokens = pool.policy.kv_tokens()?;
+            Some(kv_tokens.saturating_mul(pool.endpoints.len() as u64))
+        });
+        let tokens = tokens.reduce(u64::saturating_add);
+        let Some(tokens) = tokens else { return 0 };
+        let sets = (tokens / TOKENS_PER_ENTRY * SLOT_BYTES as u64).div_ceil(SET_BYTES as u64);
+        let sets = sets.min(*TABLE_RANGE.end()).next_power_of_two();
+        let default = sets.saturating_mul(SET_BYTES as u64);
+        let bounded = default.clamp(*TABLE_RANGE.start(), *TABLE_RANGE.end());
+        self.limits.prefix_table_bytes.unwrap_or(bounded as usize)
     }
 }
 
@@ -154,12 +181,12 @@ fn check_pools(reader: &mut Reader, pools: &[PoolConfig]) {
             );
         }
         for name in pool.served_names() {
-            if earlier().any(|other| other.served_names().any(|taken| taken == name)) {
+            if earlier().any(|other| other.served_names().contains(&name)) {
                 let want = "a model or alias that no other pool serves";
                 reader.error(&format!("{path}.models"), &name.into(), want);
             }
         }
-        if pool.served_names().next().is_none() {
+        if pool.served_names().is_empty() {
             if let Some(first) = any_model {
                 let want = format!("`models`: pool `{first}` already takes every model");
                 reader.error(&format!("{path}.models"), &Value::Null, &want);
@@ -250,6 +277,7 @@ impl Default for Limits {
             hold_bytes: HOLD_BYTES as usize,
             worker_expiry_ms: WORKER_EXPIRY_MS,
             workers: WORKERS as usize,
+            prefix_table_bytes: None,
         }
     }
 }
@@ -261,8 +289,12 @@ fn limits(reader: &mut Reader, path: &str, value: &Value) -> Option<Limits> {
     let worker_expiry_ms =
         fields.count(reader, "worker_expiry_ms", 3000..=600_000, WORKER_EXPIRY_MS);
     let workers = fields.count(reader, "workers", 1..=1024, WORKERS);
+    let prefix_table_bytes = fields
+        .optional_count(reader, "prefix_table_bytes", TABLE_RANGE)
+        .map(|bytes| bytes as usize);
     fields.finish(reader);
     Some(Limits {
+        prefix_table_bytes,
         hold_bytes: hold_bytes as usize,
         worker_expiry_ms,
         workers: workers as usize,

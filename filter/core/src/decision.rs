@@ -45,6 +45,14 @@ pub enum Reason {
     SessionOwner,
     /// The owner of the session is loaded beyond the bound.
     OwnerBusy,
+    /// It holds the longest part of the prompt.
+    LongestPrefix,
+    /// Another holds more of the prompt, but has more to do.
+    LoadOverPrefix,
+    /// No endpoint holds enough of the prompt.
+    ColdPrefix,
+    /// Load is spread so unevenly that only load counted.
+    Imbalance,
 }
 
 impl Reason {
@@ -58,6 +66,10 @@ impl Reason {
             Reason::LowestRate => "lowest_rate",
             Reason::SessionOwner => "session_owner",
             Reason::OwnerBusy => "owner_busy",
+            Reason::LongestPrefix => "longest_prefix",
+            Reason::LoadOverPrefix => "load_over_prefix",
+            Reason::ColdPrefix => "cold_prefix",
+            Reason::Imbalance => "imbalance",
         }
     }
 }

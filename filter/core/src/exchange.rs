@@ -5,7 +5,8 @@
 
 use crate::answer::Answer;
 use crate::decision::{Decision, Fallback, Rewrite};
-use crate::router::{Charge, Router, Target, with_fallback};
+use crate::hash;
+use crate::router::{Ask, Charge, Outcome, PromptFacts, Router, Target, completed};
 use crate::scan::{Api, Field, RequestScan};
 use crate::session::{self, HeaderKey, Key, header};
 use crate::store::Store;
@@ -76,6 +77,7 @@ impl Exchange {
             return Step::Answer(Answer::bad_json("it is empty"));
         }
         if let Some(target) = router.only_target().cloned()
+            && !router.wants_prompt(&target)
             && let Some(key) = self.key_for(router, &target, false)
         {
             return self.decide(router, &target, key, None, now_us);
@@ -107,6 +109,9 @@ impl Exchange {
             Ok(None) => return Step::Hold,
             Err(answer) => return Step::Answer(answer),
         };
+        if router.wants_prompt(&target) && !ended {
+            return Step::Hold;
+        }
         match self.key_for(router, &target, ended) {
             Some(key) => self.decide(router, &target, key, None, now_us),
             None => Step::Hold,
@@ -152,9 +157,9 @@ impl Exchange {
     }
 
     /// The request is over. Later calls do nothing.
-    pub fn end<S: Store>(&mut self, router: &mut Router<S>, now_us: u64) {
+    pub fn end<S: Store>(&mut self, router: &mut Router<S>, outcome: Outcome, now_us: u64) {
         if let Some(charge) = self.charge.take() {
-            router.end(charge, now_us);
+            router.end(charge, outcome, now_us);
         }
     }
 
@@ -217,14 +222,45 @@ impl Exchange {
         fallback: Option<Fallback>,
         now_us: u64,
     ) -> Step {
-        match router.decide(target, key, now_us) {
-            Ok((mut decision, charge)) => {
+        let prompt = router
+            .wants_prompt(target)
+            .then(|| self.prompt(target))
+            .flatten();
+        match router.decide(
+            Ask {
+                target,
+                key,
+                prompt,
+            },
+            now_us,
+        ) {
+            Ok((decision, charge)) => {
                 self.charge = Some(charge);
-                decision.rewrite = self.rewrite(target);
-                Step::Route(with_fallback(decision, fallback))
+                Step::Route(completed(decision, self.rewrite(target), fallback))
             }
             Err(answer) => Step::Answer(answer),
         }
+    }
+
+    /// What the scan tells of the prompt. Model and `cache_salt` seed its hash chain: prompts that
+    /// differ in either never share a cache.
+    fn prompt(&self, target: &Target) -> Option<PromptFacts> {
+        let scan = self.scan.as_ref()?;
+        let sent = match scan.model() {
+            Field::Text(model) => model,
+            _ => b"",
+        };
+        let model = target.rename.as_deref().map_or(sent, str::as_bytes);
+        let salt = scan.cache_salt().unwrap_or_default();
+        let seed = hash::mix(hash::hash(model), hash::hash(salt));
+        let prompt = scan.prompt();
+        Some(PromptFacts {
+            chain: prompt.chain(seed).collect(),
+            bytes: prompt.bytes(),
+            conversation: prompt.conversation(seed),
+            streamed: scan.stream(),
+            output_tokens: scan.max_tokens(),
+        })
     }
 
     fn rewrite(&self, target: &Target) -> Option<Rewrite> {

@@ -17,6 +17,7 @@ pub mod hash;
 pub mod ids;
 pub mod load;
 pub mod policy;
+pub mod prefix;
 pub mod rate;
 pub mod router;
 pub mod scan;

@@ -3,10 +3,12 @@
 //! A policy ranks instead of picking, because Envoy's retries walk the list: the second entry is the
 //! policy's own second choice, not whoever a load balancer draws. One file per algorithm.
 
+pub mod cache_aware;
 mod consistent_hash;
 mod least_request;
 mod lowest_qps;
 mod power_of_two;
+pub mod prefix;
 mod random;
 mod round_robin;
 
@@ -15,6 +17,7 @@ use crate::config::PolicyConfig;
 use crate::decision::Reason;
 use crate::load::Load;
 use crate::rate::Rate;
+use prefix::Warmth;
 
 /// What policies may look at.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub struct View<'a> {
     pub rates: &'a Board<Rate>,
     /// Hash of the session key.
     pub key: Option<u64>,
+    /// What is known of the prompt, for policies that look at it.
+    pub warmth: Option<Warmth<'a>>,
     /// Number of this request in its pool, for `round_robin`.
     pub turn: u64,
     /// A random number.
@@ -67,6 +72,8 @@ pub fn rank(policy: &PolicyConfig, view: &View) -> Ranking {
         PolicyConfig::LeastRequest => least_request::rank(view),
         PolicyConfig::PowerOfTwo => power_of_two::rank(view),
         PolicyConfig::LowestQps { window_us } => lowest_qps::rank(view, *window_us),
+        PolicyConfig::Prefix(options) => prefix::rank(view, options),
+        PolicyConfig::CacheAware(options) => cache_aware::rank(view, options),
         PolicyConfig::ConsistentHash { bounded_load, .. } => {
             consistent_hash::rank(view, view.key.unwrap_or_default(), *bounded_load)
         }

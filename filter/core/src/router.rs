@@ -1,18 +1,31 @@
 //! The router: pools and endpoints of one config, and what this worker shares with the others.
+//!
+//! `decide` ranks the endpoints for a request and counts it ([`decide`]), `account` moves and gives
+//! back what was counted, `share` keeps up with the other workers.
+
+mod account;
+mod decide;
+mod share;
+
+pub use account::{Charge, Outcome};
+pub(crate) use decide::completed;
+pub use decide::{Ask, PromptFacts};
 
 use crate::answer::Answer;
 use crate::board::Board;
 use crate::config::{Config, PolicyConfig, PoolConfig};
-use crate::decision::{Decision, Fallback};
+use crate::decision::Decision;
 use crate::hash;
 use crate::ids::{self, EndpointId};
 use crate::load::Load;
-use crate::policy::{self, View};
-use crate::rate::{self, Rate};
+use crate::policy;
+use crate::prefix::Replica;
+use crate::rate::Rate;
 use crate::scan::ScanPlan;
 use crate::session::KeySource;
 use crate::store::{Store, update};
-use crate::workers::{self, Column};
+use crate::workers::Column;
+use account::Drains;
 use ahash::AHashMap;
 
 /// One worker's router for one config.
@@ -29,6 +42,11 @@ pub struct Router<S> {
     any_model: Option<Target>,
     loads: Board<Load>,
     rates: Board<Rate>,
+    /// What the engines hold; `None` when no pool asks.
+    replica: Option<Replica>,
+    positions: AHashMap<EndpointId, usize>,
+    held: Vec<u64>,
+    drains: Drains,
     owner: u64,
     column: Option<Column>,
     joined: bool,
@@ -39,6 +57,7 @@ pub struct Router<S> {
 #[derive(Debug)]
 struct Endpoint {
     address: String,
+    id: Option<EndpointId>,
 }
 
 #[derive(Debug)]
@@ -57,39 +76,50 @@ pub struct Target {
     group: usize,
 }
 
-/// Work that is counted as in flight at an endpoint until it is given back.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Charge {
-    position: usize,
-    waiting: bool,
-}
-
 impl<S: Store> Router<S> {
     /// A router for `config`.
     pub fn new(config: Config, store: S, now_us: u64) -> Self {
         let pointers = KeySource::pointers(&config.session_key);
+        let wants_prompt = config
+            .pools
+            .iter()
+            .any(|pool| pool.policy.kv_tokens().is_some());
         // The config reader has compiled each pointer once already.
-        let plan = ScanPlan::new(&pointers, false).unwrap_or_default();
-        let (endpoints, pools) = lay_out(&config);
+        let plan = ScanPlan::new(&pointers, wants_prompt).unwrap_or_default();
+        let (mut endpoints, pools) = lay_out(&config);
         let identities: Vec<u64> = endpoints
             .iter()
             .map(|endpoint| hash::hash(endpoint.address.as_bytes()))
             .collect();
         let ids = ids::resolve(&store, &identities, now_us / 1000);
+        for (endpoint, id) in endpoints.iter_mut().zip(&ids) {
+            endpoint.id = *id;
+        }
         // Workers start within the same microsecond; a shared count keeps their draws apart.
         let births = count(&store, "warmpath/births").unwrap_or_default();
         let mut random = hash::mix(births, now_us);
         let owner = policy::next_random(&mut random).max(1);
+        let replica = wants_prompt.then(|| {
+            let engines = capacities(&config, &pools, &endpoints);
+            Replica::new(config.prefix_table_bytes(), &engines, &store)
+        });
+        let ids_of = endpoints.iter().enumerate();
         let mut router = Router {
             store,
             plan,
             pools,
+            positions: ids_of
+                .filter_map(|(at, endpoint)| Some((endpoint.id?, at)))
+                .collect(),
+            held: vec![0; endpoints.len()],
+            drains: Drains::new(endpoints.len()),
             endpoints,
             identities,
             models: AHashMap::new(),
             any_model: None,
             loads: Board::new(ids.clone()),
             rates: Board::new(ids),
+            replica,
             owner,
             column: None,
             joined: false,
@@ -133,6 +163,13 @@ impl<S: Store> Router<S> {
         self.loads.total(position).map_or(0, |load| load.in_flight)
     }
 
+    /// Prefill work in tokens that awaits a first token at an endpoint, as this worker knows.
+    pub fn queued_tokens(&self, position: usize) -> u64 {
+        self.loads
+            .total(position)
+            .map_or(0, |load| load.prefill_tokens)
+    }
+
     /// The pool that serves a model.
     pub fn target(&self, model: &[u8]) -> Option<&Target> {
         self.models.get(model).or(self.any_model.as_ref())
@@ -167,7 +204,16 @@ impl<S: Store> Router<S> {
     /// Whether a pool's policy looks at the session key.
     pub fn wants_key(&self, target: &Target) -> bool {
         let pool = self.config.pools.get(target.pool);
-        pool.is_some_and(|pool| matches!(pool.policy, PolicyConfig::ConsistentHash { .. }))
+        pool.is_some_and(|pool| {
+            let by_key = matches!(pool.policy, PolicyConfig::ConsistentHash { .. });
+            by_key || pool.policy.kv_tokens().is_some()
+        })
+    }
+
+    /// Whether a pool's policy looks at the prompt, and so at the whole body.
+    pub fn wants_prompt(&self, target: &Target) -> bool {
+        let pool = self.config.pools.get(target.pool);
+        pool.is_some_and(|pool| pool.policy.kv_tokens().is_some())
     }
 
     /// The merged list of models, unless some pool takes models that we do not know.
@@ -180,192 +226,11 @@ impl<S: Store> Router<S> {
         ))
     }
 
-    /// Ranks the endpoints of a target and counts the request as in flight at the first.
-    ///
-    /// # Errors
-    /// The answer to give when no endpoint can take the request.
-    pub fn decide(
-        &mut self,
-        target: &Target,
-        key: Option<u64>,
-        now_us: u64,
-    ) -> Result<(Decision, Charge), Answer> {
-        self.join(now_us);
-        self.loads.refresh(&self.store, now_us);
-        let members = self
-            .pools
-            .get(target.pool)
-            .and_then(|pool| pool.groups.get(target.group));
-        let (Some(pool), Some(members)) = (self.config.pools.get(target.pool), members) else {
-            return Err(Answer::no_endpoint(""));
-        };
-        let deciding = policy::effective(&pool.policy, key.is_some());
-        let window_us = match deciding {
-            PolicyConfig::LowestQps { window_us } => Some(*window_us),
-            _ => None,
-        };
-        if window_us.is_some() {
-            self.rates.refresh(&self.store, now_us);
-        }
-        let turn = match deciding {
-            PolicyConfig::RoundRobin => next_turn(&self.store, &pool.name, target.group),
-            _ => None,
-        };
-        let draw = policy::next_random(&mut self.random);
-        let ranking = policy::rank(
-            &pool.policy,
-            &View {
-                members,
-                identities: &self.identities,
-                loads: &self.loads,
-                rates: &self.rates,
-                key,
-                turn: turn.unwrap_or(draw),
-                draw,
-                now_us,
-                candidates: pool.candidates,
-            },
-        );
-        let Some(position) = ranking.ranked.first().copied() else {
-            return Err(Answer::no_endpoint(&pool.name));
-        };
-        if let Some(window_us) = window_us {
-            let bucket = rate::bucket(now_us, window_us);
-            self.rates.change(position, |rate| rate.count(bucket));
-            self.publish_rates(now_us);
-        }
-        let charge = self.charge(position, now_us);
-        let decision = Decision {
-            pool: target.pool,
-            policy: ranking.policy,
-            reason: ranking.reason,
-            ranked: ranking.ranked,
-            rewrite: None,
-            fallback: None,
-        };
-        Ok((decision, charge))
-    }
-
-    fn charge(&mut self, position: usize, now_us: u64) -> Charge {
-        self.loads.change(position, |load| {
-            load.in_flight = load.in_flight.saturating_add(1);
-            load.waiting = load.waiting.saturating_add(1);
-            // Two decisions within one microsecond still have an order.
-            load.last_used_us = now_us.max(load.last_used_us.saturating_add(1));
-        });
-        self.publish_loads(now_us);
-        Charge {
-            position,
-            waiting: true,
-        }
-    }
-
-    /// Moves a charge to the endpoint that really answers, when it is not the one charged.
-    pub fn served_by(&mut self, charge: &mut Charge, address: &[u8], now_us: u64) {
-        if self.address(charge.position).as_bytes() == address {
-            return;
-        }
-        let Some(served) = self
-            .endpoints
-            .iter()
-            .position(|endpoint| endpoint.address.as_bytes() == address)
-        else {
-            return;
-        };
-        let waiting = u32::from(charge.waiting);
-        self.loads
-            .change(charge.position, |load| give_back(load, 1, waiting));
-        self.loads.change(served, |load| {
-            load.in_flight = load.in_flight.saturating_add(1);
-            load.waiting = load.waiting.saturating_add(waiting);
-            load.last_used_us = now_us.max(load.last_used_us.saturating_add(1));
-        });
-        charge.position = served;
-        self.publish_loads(now_us);
-    }
-
-    /// The first token came: the prompt is prefilled.
-    pub fn first_token(&mut self, charge: &mut Charge, now_us: u64) {
-        if std::mem::take(&mut charge.waiting) {
-            self.loads
-                .change(charge.position, |load| give_back(load, 0, 1));
-            self.publish_loads(now_us);
-        }
-    }
-
-    /// The request ended, one way or another.
-    pub fn end(&mut self, charge: Charge, now_us: u64) {
-        let waiting = u32::from(charge.waiting);
-        self.loads
-            .change(charge.position, |load| give_back(load, 1, waiting));
-        self.publish_loads(now_us);
-    }
-
-    /// Renews what must be renewed while time passes; about once a second.
-    pub fn tick(&mut self, now_us: u64) {
-        if !self.joined {
-            return;
-        }
-        self.beat(now_us);
-        let now_ms = now_us / 1000;
-        if now_ms.saturating_sub(self.touched_ms) >= ids::TOUCH_MS {
-            self.touched_ms = now_ms;
-            // The answer is what we have: an id does not change while it is in use.
-            let _: Vec<Option<EndpointId>> = ids::resolve(&self.store, &self.identities, now_ms);
-        }
-    }
-
-    /// Takes this worker's figures out of the sum; nothing of it is in flight any more.
-    pub fn leave(&mut self) {
-        if self.joined {
-            workers::leave(&self.store, self.owner);
-            self.joined = false;
-            self.column = None;
-        }
-    }
-
-    /// Takes a column with the first request: the main thread's VM never needs one.
-    fn join(&mut self, now_us: u64) {
-        if !self.joined {
-            self.joined = true;
-            self.beat(now_us);
-        }
-    }
-
-    fn beat(&mut self, now_us: u64) {
-        let limits = &self.config.limits;
-        let now_ms = now_us / 1000;
-        let roll = workers::beat(
-            &self.store,
-            self.owner,
-            limits.workers,
-            limits.worker_expiry_ms,
-            now_ms,
-        );
-        let Some(roll) = roll else { return };
-        self.loads.set_peers(&roll.peers);
-        self.rates.set_peers(&roll.peers);
-        self.column = roll.own;
-        self.publish_loads(now_us);
-    }
-
-    fn publish_loads(&mut self, now_us: u64) {
-        if let Some(column) = self.column {
-            self.loads.publish(&self.store, column, now_us);
-        }
-    }
-
-    fn publish_rates(&mut self, now_us: u64) {
-        if let Some(column) = self.column {
-            self.rates.publish(&self.store, column, now_us);
-        }
-    }
-
     fn index_models(&mut self) {
         for (index, pool) in self.config.pools.iter().enumerate() {
             let groups = self.pools.get_mut(index).map(|pool| &mut pool.groups);
             let Some(groups) = groups else { continue };
-            if pool.served_names().next().is_none() {
+            if pool.served_names().is_empty() {
                 self.any_model = Some(Target {
                     pool: index,
                     rename: None,
@@ -398,11 +263,6 @@ impl<S: Store> Router<S> {
     }
 }
 
-fn give_back(load: &mut Load, in_flight: u32, waiting: u32) {
-    load.in_flight = load.in_flight.saturating_sub(in_flight);
-    load.waiting = load.waiting.saturating_sub(waiting);
-}
-
 fn lay_out(config: &Config) -> (Vec<Endpoint>, Vec<Pool>) {
     let mut endpoints: Vec<Endpoint> = Vec::new();
     let mut known: AHashMap<String, usize> = AHashMap::new();
@@ -410,7 +270,7 @@ fn lay_out(config: &Config) -> (Vec<Endpoint>, Vec<Pool>) {
         let all = pool.endpoints.iter().map(|endpoint| {
             let address = endpoint.address.to_string();
             *known.entry(address.clone()).or_insert_with(|| {
-                endpoints.push(Endpoint { address });
+                endpoints.push(Endpoint { address, id: None });
                 endpoints.len() - 1
             })
         });
@@ -422,9 +282,21 @@ fn lay_out(config: &Config) -> (Vec<Endpoint>, Vec<Pool>) {
     (endpoints, pools)
 }
 
-/// The number of the next request of a group of endpoints; `None` when the race was lost.
-fn next_turn<S: Store>(store: &S, pool: &str, group: usize) -> Option<u64> {
-    count(store, &format!("warmpath/turn/{pool}/{group}"))
+/// The KV capacity of every endpoint whose pool looks at prompts.
+fn capacities(config: &Config, pools: &[Pool], endpoints: &[Endpoint]) -> Vec<(EndpointId, u64)> {
+    let of_pool = |(pool, lists): (&PoolConfig, &Pool)| {
+        let kv_tokens = pool.policy.kv_tokens()?;
+        let members = lists.groups.first()?.iter();
+        let ids = members.filter_map(|position| endpoints.get(*position)?.id);
+        Some(ids.map(move |id| (id, kv_tokens)).collect::<Vec<_>>())
+    };
+    config
+        .pools
+        .iter()
+        .zip(pools)
+        .filter_map(of_pool)
+        .flatten()
+        .collect()
 }
 
 /// Counts up a shared number and returns what it was.
@@ -437,10 +309,4 @@ fn count<S: Store>(store: &S, key: &str) -> Option<u64> {
         bytes.extend_from_slice(&turn.wrapping_add(1).to_le_bytes());
         (true, turn)
     })
-}
-
-/// Whether a decision was made with less than it could have known.
-pub fn with_fallback(mut decision: Decision, fallback: Option<Fallback>) -> Decision {
-    decision.fallback = fallback;
-    decision
 }

@@ -8,9 +8,9 @@
 use proptest::prelude::*;
 use std::collections::HashSet;
 use warmpath_core::config::PolicyConfig;
-use warmpath_core::router::Router;
+use warmpath_core::router::{Ask, Charge, Outcome, Router};
 use warmpath_core::store::{MemoryStore, Store};
-use warmpath_core::{Config, hash};
+use warmpath_core::{Answer, Config, Decision, hash};
 
 fn config(endpoints: impl Iterator<Item = u32>, policy: &str, candidates: usize) -> Config {
     let list: Vec<String> = endpoints
@@ -28,12 +28,25 @@ fn router(config: Config) -> Router<MemoryStore> {
     Router::new(config, MemoryStore::new(), 1_000_000)
 }
 
-fn owner(router: &mut Router<MemoryStore>, key: u64) -> String {
+const SERVED: Outcome = Outcome::Served { output_tokens: 10 };
+
+fn decide<S: Store>(
+    router: &mut Router<S>,
+    key: Option<u64>,
+    now_us: u64,
+) -> Result<(Decision, Charge), Answer> {
     let target = router.only_target().cloned().expect("one pool");
-    let (decision, charge) = router
-        .decide(&target, Some(key), 2_000_000)
-        .expect("endpoints");
-    router.end(charge, 2_000_000);
+    let ask = Ask {
+        target: &target,
+        key,
+        prompt: None,
+    };
+    router.decide(ask, now_us)
+}
+
+fn owner(router: &mut Router<MemoryStore>, key: u64) -> String {
+    let (decision, charge) = decide(router, Some(key), 2_000_000).expect("endpoints");
+    router.end(charge, SERVED, 2_000_000);
     router.address(decision.ranked[0]).to_owned()
 }
 
@@ -61,13 +74,10 @@ fn consistent_hash_spreads_100k_keys_evenly_over_10_endpoints() {
 fn an_endpoint_that_leaves_moves_only_its_own_keys_each_to_its_next() {
     let mut ten = router(config(0..10, HASH, 3));
     let mut nine = router(config((0..10).filter(|n| *n != 3), HASH, 3));
-    let target = ten.only_target().cloned().expect("one pool");
     for key in 0..20_000_u32 {
         let key = hash::hash(&key.to_le_bytes());
-        let (decision, charge) = ten
-            .decide(&target, Some(key), 2_000_000)
-            .expect("endpoints");
-        ten.end(charge, 2_000_000);
+        let (decision, charge) = decide(&mut ten, Some(key), 2_000_000).expect("endpoints");
+        ten.end(charge, SERVED, 2_000_000);
         let ranked: Vec<&str> = decision.ranked.iter().map(|at| ten.address(*at)).collect();
         let expected = if ranked[0] == "10.1.0.4:8000" {
             ranked[1]
@@ -82,11 +92,10 @@ fn an_endpoint_that_leaves_moves_only_its_own_keys_each_to_its_next() {
 fn bounded_load_moves_keys_only_off_busy_owners() {
     let policy = r#"{"consistent_hash": {"bounded_load": 1.25}}"#;
     let mut bounded = router(config(0..10, policy, 3));
-    let target = bounded.only_target().cloned().expect("one pool");
     let key = hash::hash(b"hot");
     let mut in_flight = Vec::new();
     for now in 0..1000 {
-        let (decision, charge) = bounded.decide(&target, Some(key), now).expect("endpoints");
+        let (decision, charge) = decide(&mut bounded, Some(key), now).expect("endpoints");
         in_flight.push((decision.ranked[0], charge));
     }
     let busiest = (0..10)
@@ -120,10 +129,9 @@ proptest! {
         keys in proptest::collection::vec(proptest::option::of(any::<u64>()), 1..30),
     ) {
         let mut router = router(config(0..endpoints, &policy, candidates));
-        let target = router.only_target().cloned().expect("one pool");
-        for (round, key) in keys.into_iter().enumerate() {
+            for (round, key) in keys.into_iter().enumerate() {
             let now_us = 5_000_000 + round as u64 * 1000;
-            let (decision, _charge) = router.decide(&target, key, now_us).expect("endpoints");
+            let (decision, _charge) = decide(&mut router, key, now_us).expect("endpoints");
             let distinct: HashSet<usize> = decision.ranked.iter().copied().collect();
             prop_assert_eq!(distinct.len(), decision.ranked.len());
             prop_assert_eq!(decision.ranked.len(), candidates.min(endpoints as usize));
@@ -143,14 +151,13 @@ proptest! {
         policy in policies(), steps in proptest::collection::vec((any::<u8>(), any::<u64>()), 1..200),
     ) {
         let mut router = router(config(0..5, &policy, 3));
-        let target = router.only_target().cloned().expect("one pool");
-        let mut open = Vec::new();
+            let mut open = Vec::new();
         for (round, (action, draw)) in steps.into_iter().enumerate() {
             let now_us = 1_000_000 + round as u64 * 700;
             let at = draw as usize % open.len().max(1);
             match action % 5 {
-                0 | 1 => open.push(router.decide(&target, Some(draw), now_us).expect("endpoints").1),
-                2 if !open.is_empty() => router.end(open.swap_remove(at), now_us),
+                0 | 1 => open.push(decide(&mut router, Some(draw), now_us).expect("endpoints").1),
+                2 if !open.is_empty() => router.end(open.swap_remove(at), SERVED, now_us),
                 3 => if let Some(charge) = open.get_mut(at) { router.first_token(charge, now_us) },
                 4 => if let Some(charge) = open.get_mut(at) {
                     let address = format!("10.1.0.{}:8000", draw % 7 + 1);
@@ -162,7 +169,7 @@ proptest! {
             prop_assert_eq!(total as usize, open.len());
         }
         for charge in open.drain(..) {
-            router.end(charge, 9_000_000);
+            router.end(charge, SERVED, 9_000_000);
         }
         prop_assert!((0..5).all(|position| router.in_flight(position) == 0));
     }
@@ -180,10 +187,9 @@ proptest! {
             store.set(key, &garbage);
         }
         let mut router = Router::new(config(0..4, &policy, 2), &store, 1_000_000);
-        let target = router.only_target().cloned().expect("one pool");
-        let (decision, charge) = router.decide(&target, Some(1), 1_000_100).expect("endpoints");
+            let (decision, charge) = decide(&mut router, Some(1), 1_000_100).expect("endpoints");
         prop_assert_eq!(decision.ranked.len(), 2);
-        router.end(charge, 1_000_200);
+        router.end(charge, SERVED, 1_000_200);
         router.tick(2_000_000);
     }
 }
@@ -195,7 +201,6 @@ fn workers_share_load_and_turns() {
     let mut workers: Vec<_> = (0..4)
         .map(|_| Router::new(config(0..4, r#""least_request""#, 1), &store, 1_000_000))
         .collect();
-    let target = workers[0].only_target().cloned().expect("one pool");
     let mut charges = Vec::new();
     for round in 0..400_u64 {
         let now_us = 2_000_000 + round * 1000;
@@ -203,13 +208,11 @@ fn workers_share_load_and_turns() {
             worker.tick(now_us);
         }
         let worker = &mut workers[(round % 4) as usize];
-        charges.push(worker.decide(&target, None, now_us).expect("endpoints").1);
+        charges.push(decide(worker, None, now_us).expect("endpoints").1);
     }
     for (at, worker) in workers.iter_mut().enumerate() {
         worker.tick(3_000_000);
-        let _: bool = worker
-            .decide(&target, None, 3_000_000 + at as u64 * 10_000)
-            .is_ok();
+        let _: bool = decide(worker, None, 3_000_000 + at as u64 * 10_000).is_ok();
     }
     let seen: Vec<u32> = (0..4)
         .map(|position| workers[3].in_flight(position))
@@ -225,13 +228,12 @@ fn a_dead_workers_load_expires_and_its_slot_is_taken() {
     let store = MemoryStore::new();
     let make = || Router::new(config(0..2, r#""least_request""#, 1), &store, 1_000_000);
     let (mut dead, mut alive) = (make(), make());
-    let target = dead.only_target().cloned().expect("one pool");
     for _ in 0..10 {
-        let _lost_with_its_vm = dead.decide(&target, None, 1_000_000);
+        let _lost_with_its_vm = decide(&mut dead, None, 1_000_000);
     }
     drop(dead);
-    let first = alive.decide(&target, None, 1_100_000).expect("endpoints").1;
-    alive.end(first, 1_100_000);
+    let first = decide(&mut alive, None, 1_100_000).expect("endpoints").1;
+    alive.end(first, SERVED, 1_100_000);
     let total = |router: &Router<&MemoryStore>| router.in_flight(0) + router.in_flight(1);
     assert_eq!(total(&alive), 10);
     alive.tick(12_000_000);
@@ -247,15 +249,13 @@ fn the_number_of_shared_keys_is_fixed() {
     let store = MemoryStore::new();
     let policy = r#"{"consistent_hash": {"without_key": "lowest_qps"}}"#;
     let mut router = Router::new(config(0..8, policy, 3), &store, 1_000_000);
-    let target = router.only_target().cloned().expect("one pool");
     let mut run = |from: u64| {
         for n in from..from + 5000 {
             let key = (n % 2 == 0).then(|| hash::hash(&n.to_le_bytes()));
-            let charge = router
-                .decide(&target, key, 1_000_000 + n * 100)
+            let charge = decide(&mut router, key, 1_000_000 + n * 100)
                 .expect("endpoints")
                 .1;
-            router.end(charge, 1_000_000 + n * 100);
+            router.end(charge, SERVED, 1_000_000 + n * 100);
         }
         (store.keys(), store.value_bytes())
     };

@@ -2,14 +2,32 @@
 
 use super::reader::{Reader, list, text};
 use super::{MAX_ENDPOINTS, MAX_MODELS};
+use crate::policy::cache_aware::CacheAwareOptions;
+use crate::policy::prefix::PrefixOptions;
 use crate::rate::BUCKETS;
 use serde_json::Value;
+use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
 /// Enough for two retries, the number of retries of the shipped route.
 const CANDIDATES: u64 = 3;
 /// The window of production-stack's router.
 const WINDOW_S: u64 = 60;
+/// An 8B model on one 80 GB accelerator.
+const KV_TOKENS: u64 = 400_000;
+const KV_RANGE: RangeInclusive<u64> = 1_000..=1_000_000_000;
+/// Best of the values tried in simulation on all traces; 2 is as good below saturation.
+const STICKINESS: f64 = 4.0;
+/// A few milliseconds of decode steps that a request in flight delays a prefill by.
+const REQUEST_TOKENS: f64 = 100.0;
+/// Reading a token's KV in a decode step costs about a thousandth of its prefill, and a step runs
+/// for some tens of tokens meanwhile.
+const CONTEXT_WEIGHT: f64 = 0.03;
+/// The defaults of vllm-project/router.
+const CACHE_THRESHOLD: f64 = 0.3;
+const BALANCE_ABS_THRESHOLD: u64 = 64;
+const BALANCE_REL_THRESHOLD: f64 = 1.5;
 
 /// A validated pool.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +73,10 @@ pub enum PolicyConfig {
         /// Length of the window.
         window_us: u64,
     },
+    /// By cached prefix and load together.
+    Prefix(PrefixOptions),
+    /// By cached prefix unless load is imbalanced.
+    CacheAware(CacheAwareOptions),
     /// By session key.
     ConsistentHash {
         /// Most in flight of an endpoint as a multiple of the mean; above it the next one serves.
@@ -73,25 +95,32 @@ impl PolicyConfig {
             PolicyConfig::LeastRequest => "least_request",
             PolicyConfig::PowerOfTwo => "power_of_two",
             PolicyConfig::LowestQps { .. } => "lowest_qps",
+            PolicyConfig::Prefix(_) => "prefix",
+            PolicyConfig::CacheAware(_) => "cache_aware",
             PolicyConfig::ConsistentHash { .. } => "consistent_hash",
+        }
+    }
+
+    /// KV capacity of an endpoint in tokens, if the policy looks at prompts.
+    pub fn kv_tokens(&self) -> Option<u64> {
+        match self {
+            PolicyConfig::Prefix(options) => Some(options.kv_tokens),
+            PolicyConfig::CacheAware(options) => Some(options.kv_tokens),
+            PolicyConfig::ConsistentHash { without_key, .. } => without_key.kv_tokens(),
+            _ => None,
         }
     }
 }
 
 impl PoolConfig {
-    /// Every model name and alias that selects this pool.
-    pub fn served_names(&self) -> impl Iterator<Item = &str> {
+    /// Every model name and alias that selects this pool, each once.
+    pub fn served_names(&self) -> Vec<&str> {
         let models = self.models.iter().map(String::as_str);
         let aliases = self.aliases.iter().map(|(alias, _)| alias.as_str());
-        // An endpoint without a list serves anything, unless the pool itself has a list.
-        let listed = !self.endpoints.is_empty()
-            && self
-                .endpoints
-                .iter()
-                .all(|endpoint| !endpoint.models.is_empty());
         let endpoints = self.endpoints.iter().flat_map(|endpoint| &endpoint.models);
-        let endpoints = endpoints.map(String::as_str).filter(move |_| listed);
-        models.chain(aliases).chain(endpoints)
+        let mut seen = HashSet::new();
+        let names = models.chain(aliases).chain(endpoints.map(String::as_str));
+        names.filter(|name| seen.insert(*name)).collect()
     }
 }
 
@@ -119,7 +148,7 @@ pub(super) fn pool(reader: &mut Reader, path: &str, value: &Value) -> Option<Poo
         let listed =
             models.contains(model) || endpoints.iter().any(|one| one.models.contains(model));
         if !listed {
-            let want = "the name of a model in `models`";
+            let want = "the name of a model that the pool serves";
             reader.error(
                 &format!("{aliases_path}.{alias}"),
                 &model.clone().into(),
@@ -133,6 +162,14 @@ pub(super) fn pool(reader: &mut Reader, path: &str, value: &Value) -> Option<Poo
                 "a name that is not an alias too",
             );
         }
+    }
+    let listing = endpoints
+        .iter()
+        .filter(|one| !one.models.is_empty())
+        .count();
+    if models.is_empty() && listing > 0 && listing < endpoints.len() {
+        let want = "a list, because only some endpoints have one";
+        reader.error(&models_path, &Value::Null, want);
     }
     Some(PoolConfig {
         name: name?,
@@ -222,12 +259,14 @@ fn address(reader: &mut Reader, path: &str, value: &Value) -> Option<SocketAddr>
     parsed
 }
 
-const KINDS: [&str; 6] = [
+const KINDS: [&str; 8] = [
     "round_robin",
     "random",
     "least_request",
     "power_of_two",
     "lowest_qps",
+    "prefix",
+    "cache_aware",
     "consistent_hash",
 ];
 
@@ -246,6 +285,39 @@ fn policy(reader: &mut Reader, path: &str, value: &Value) -> Option<PolicyConfig
                 window_us: (window_s * 1_000_000).max(BUCKETS as u64),
             }
         }
+        "prefix" => PolicyConfig::Prefix(PrefixOptions {
+            kv_tokens: fields.count(reader, "kv_tokens", KV_RANGE, KV_TOKENS),
+            stickiness: fields
+                .number(reader, "stickiness", 0.0..=100.0)
+                .unwrap_or(STICKINESS),
+            home_affinity: fields
+                .number(reader, "home_affinity", 0.0..=1.0)
+                .unwrap_or(0.0),
+            request_tokens: fields
+                .number(reader, "request_tokens", 0.0..=1e6)
+                .unwrap_or(REQUEST_TOKENS),
+            context_weight: fields
+                .number(reader, "context_weight", 0.0..=10.0)
+                .unwrap_or(CONTEXT_WEIGHT),
+            imbalance_threshold: fields
+                .optional_count(reader, "imbalance_threshold", 1..=1_000_000)
+                .map(|requests| requests as u32),
+        }),
+        "cache_aware" => PolicyConfig::CacheAware(CacheAwareOptions {
+            kv_tokens: fields.count(reader, "kv_tokens", KV_RANGE, KV_TOKENS),
+            cache_threshold: fields
+                .number(reader, "cache_threshold", 0.0..=1.0)
+                .unwrap_or(CACHE_THRESHOLD),
+            balance_abs_threshold: fields.count(
+                reader,
+                "balance_abs_threshold",
+                0..=1_000_000,
+                BALANCE_ABS_THRESHOLD,
+            ) as u32,
+            balance_rel_threshold: fields
+                .number(reader, "balance_rel_threshold", 1.0..=1000.0)
+                .unwrap_or(BALANCE_REL_THRESHOLD),
+        }),
         "consistent_hash" => PolicyConfig::ConsistentHash {
             bounded_load: fields.number(reader, "bounded_load", 1.0..=100.0),
             without_key: Box::new(

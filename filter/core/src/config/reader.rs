@@ -162,6 +162,27 @@ impl<'a> Fields<'a> {
         read.unwrap_or(default)
     }
 
+    /// A whole number that may be left out.
+    pub(super) fn optional_count(
+        &mut self,
+        reader: &mut Reader,
+        name: &'static str,
+        range: RangeInclusive<u64>,
+    ) -> Option<u64> {
+        self.optional(reader, name, |reader, path, value| {
+            let number = value.as_u64().filter(|number| range.contains(number));
+            if number.is_none() {
+                let (low, high) = (range.start(), range.end());
+                reader.error(
+                    path,
+                    value,
+                    &format!("a whole number in {low}..={high} (default: off)"),
+                );
+            }
+            number
+        })
+    }
+
     pub(super) fn number(
         &mut self,
         reader: &mut Reader,

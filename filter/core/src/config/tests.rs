@@ -32,7 +32,7 @@ fn every_error_is_named_with_its_path() {
         "config.pools[0].name: got \"a b\", want up to 64 letters, digits, `_` and `-`",
         "config.pools[0].endpoints.static[0].address: got \"host:80\", want `ip:port` or `[ipv6]:port`",
         "config.pools[0].endpoints.static[1].address: got nothing, want a value (the field is required)",
-        "config.pools[0].policy: got {\"fastest\":{}}, want one of round_robin, random, least_request, power_of_two, lowest_qps, consistent_hash",
+        "config.pools[0].policy: got {\"fastest\":{}}, want one of round_robin, random, least_request, power_of_two, lowest_qps, prefix, cache_aware, consistent_hash",
         "config.pools[0].candidates: got 0, want a whole number in 1..=16 (default 3)",
         "config.pools[0].colour: got an unknown field, want one of name, cluster, models, aliases, endpoints, policy, candidates",
         "config.limits.hold_bytes: got \"1 MB\", want a whole number in 1024..=268435456 (default 524288)",
@@ -89,7 +89,7 @@ fn an_alias_must_lead_to_a_model_of_the_pool() {
     );
     assert_eq!(
         found,
-        ["config.pools[0].aliases.x: got \"n\", want the name of a model in `models`"]
+        ["config.pools[0].aliases.x: got \"n\", want the name of a model that the pool serves"]
     );
 }
 
@@ -154,4 +154,21 @@ fn the_number_of_endpoints_is_bounded() {
     };
     assert!(Config::parse(json(MAX_ENDPOINTS).as_bytes()).is_ok());
     assert!(Config::parse(json(MAX_ENDPOINTS + 1).as_bytes()).is_err());
+}
+
+#[test]
+fn models_of_endpoints_belong_to_the_pool_and_all_or_none_list_theirs() {
+    let pool = |a: &str, b: &str| {
+        format!(
+            r#"{{"pools": [{{"name": "a", "endpoints": {{"static": [
+                {{"address": "127.0.0.1:1" {a}}}, {{"address": "127.0.0.1:2" {b}}}]}}}}]}}"#
+        )
+    };
+    let both = pool(r#", "models": ["m", "n"]"#, r#", "models": ["m"]"#);
+    let config = Config::parse(both.as_bytes()).unwrap();
+    assert_eq!(config.pools[0].served_names(), ["m", "n"]);
+    assert_eq!(
+        errors(&pool(r#", "models": ["m"]"#, "")),
+        ["config.pools[0].models: got nothing, want a list, because only some endpoints have one"]
+    );
 }

@@ -40,16 +40,21 @@ fn first(mut order: Vec<usize>, count: usize) -> Vec<usize> {
     order
 }
 
+/// How strongly an endpoint claims a key; the highest score owns it.
+pub(super) fn score(view: &View, key: u64, position: usize) -> u64 {
+    mix(
+        key,
+        view.identities.get(position).copied().unwrap_or_default(),
+    )
+}
+
 /// Members by descending score for `key`.
 fn owners(view: &View, key: u64, count: usize) -> Vec<usize> {
-    let score = |position: &usize| {
-        let identity = view.identities.get(*position).copied().unwrap_or_default();
-        (Reverse(mix(key, identity)), *position)
-    };
+    let claim = |position: &usize| (Reverse(score(view, key, *position)), *position);
     let ranked = if count < view.members.len() {
-        least(view.members.iter().map(score), count)
+        least(view.members.iter().map(claim), count)
     } else {
-        let mut all: Vec<_> = view.members.iter().map(score).collect();
+        let mut all: Vec<_> = view.members.iter().map(claim).collect();
         all.sort_unstable();
         all
     };

@@ -1,0 +1,185 @@
+//! The prefix index: which engine probably still holds which prompt prefix.
+//!
+//! Every worker keeps a *replica* in its own memory, so a lookup costs no host call at all. What a
+//! worker learns it applies to its replica and appends to its log in shared data; the others read
+//! the logs and apply the same events ([`log`]). One worker writes the replica out in pieces, so
+//! that a newborn or restarted worker starts warm ([`snapshot`]). Every shared key has one writer,
+//! so nothing can be torn and there is nothing to retry; a reader that falls too far behind loses
+//! events, never consistency.
+//!
+//! The index answers one question: up to which link of a prompt's hash chain does each engine hold
+//! it? A link attests everything before it, so the **deepest hit wins** and shallower links may be
+//! missing. That allows **ruler insertion** ([`ruler`]): of a long prompt only every 2^k-th link is
+//! stored, about 8 per doubling of the length, and the last four. Whether an engine still holds an
+//! entry is told by its [`clock`], which counts tokens, not time.
+
+mod clock;
+mod log;
+mod replica;
+mod snapshot;
+pub mod table;
+
+pub use replica::Replica;
+
+use crate::ids::EndpointId;
+use crate::scan::Link;
+use clock::Clocks;
+use table::Table;
+
+/// Tokens of one chunk, as cost and clocks count them.
+pub const CHUNK_TOKENS: u64 = (crate::scan::CHUNK_BYTES / BYTES_PER_TOKEN) as u64;
+/// Mean bytes of a token in common prompts; routing does not depend on its accuracy.
+pub const BYTES_PER_TOKEN: usize = 4;
+
+/// A stored link, and how many chunks it stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The link of the chain.
+    pub link: u64,
+    /// Chunks between the stored link before it and this one.
+    pub chunks: u16,
+}
+
+/// What happened to a prompt at an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What happened.
+    pub kind: Kind,
+    /// Where.
+    pub engine: EndpointId,
+    /// Chunks beyond the marks: what the prompt's tail and the output take in the engine's cache.
+    pub extra_chunks: u32,
+    /// The stored links concerned.
+    pub marks: Vec<Mark>,
+}
+
+/// Kinds of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The engine holds the prompt now: on routing, and again when the request is complete.
+    Hold,
+    /// The engine did not take the prompt after all.
+    Drop,
+}
+
+/// The positions of a chain of `links` links that are stored, in order, with their distance to the
+/// one before: position p (from 1) is stored if the greatest power of two not above p / 8 divides
+/// it, and so are the last four.
+pub fn ruler(links: usize) -> impl Iterator<Item = (usize, u16)> {
+    let mut before = 0;
+    (1..=links).filter_map(move |position| {
+        let step = (position.next_power_of_two() / 16).max(1);
+        if !position.is_multiple_of(step) && position + 4 <= links {
+            return None;
+        }
+        let chunks = u16::try_from(position - before).unwrap_or(u16::MAX);
+        before = position;
+        Some((position - 1, chunks))
+    })
+}
+
+/// The marks of a chain.
+pub fn marks(chain: &[Link]) -> Vec<Mark> {
+    let stored = ruler(chain.len());
+    let mark = |(index, chunks)| {
+        chain.get(index).map(|link: &Link| Mark {
+            link: link.hash,
+            chunks,
+        })
+    };
+    stored.filter_map(mark).collect()
+}
+
+/// One worker's replica.
+#[derive(Debug)]
+pub struct Index {
+    table: Table,
+    clocks: Clocks,
+}
+
+impl Index {
+    /// An empty index of at most `bytes` bytes.
+    pub fn new(bytes: usize) -> Self {
+        Index {
+            table: Table::new(bytes),
+            clocks: Clocks::default(),
+        }
+    }
+
+    /// Sets an engine's KV capacity; the engines that are not named are forgotten.
+    pub fn set_engines(&mut self, engines: &[(EndpointId, u64)]) {
+        self.clocks.set(engines);
+    }
+
+    /// Reports every hit of a chain, shallowest first: the engine, and a link that it holds.
+    pub fn lookup(&self, chain: &[Link], mut hit: impl FnMut(EndpointId, &Link)) {
+        for link in chain {
+            self.table.find(link.hash, |engine, epoch| {
+                if self.clocks.is_live(engine, epoch) {
+                    hit(EndpointId(engine), link);
+                }
+            });
+        }
+    }
+
+    /// Applies an event, our own or another worker's.
+    pub fn apply(&mut self, event: &Event) {
+        let engine = event.engine.0;
+        for mark in &event.marks {
+            match event.kind {
+                Kind::Hold => {
+                    let Some(epoch) = self.clocks.current(engine) else {
+                        return;
+                    };
+                    let live = |engine, epoch| self.clocks.age(engine, epoch);
+                    let before = self.table.hold(*mark, engine, epoch, live);
+                    self.clocks.moved(engine, before, mark.chunks);
+                }
+                Kind::Drop => {
+                    if let Some((epoch, chunks)) = self.table.drop_holder(mark.link, engine) {
+                        self.clocks.removed(engine, epoch, chunks);
+                    }
+                }
+            }
+        }
+        if event.kind == Kind::Hold {
+            self.clocks.grew(engine, event.extra_chunks);
+        }
+    }
+
+    /// The newest epoch of an engine; a request that ends in the epoch it began in need not be
+    /// entered again.
+    pub fn epoch(&self, engine: EndpointId) -> Option<u16> {
+        self.clocks.current(engine.0)
+    }
+
+    /// Whether a piece of the snapshot has changed since this was last asked.
+    fn take_changed(&mut self, piece: usize) -> bool {
+        self.table.take_changed(piece)
+    }
+
+    /// Reports the live entries of a range of sets: link, engine, age in epochs, chunks.
+    fn entries(&self, first_set: usize, sets: usize, mut entry: impl FnMut(u64, u16, u16, u16)) {
+        self.table
+            .entries(first_set, sets, |link, engine, epoch, chunks| {
+                if let Some(age) = self.clocks.age(engine, epoch) {
+                    entry(link, engine, age, chunks);
+                }
+            });
+    }
+
+    fn restore(&mut self, link: u64, engine: EndpointId, chunks: u16) {
+        let marks = vec![Mark { link, chunks }];
+        self.apply(&Event {
+            kind: Kind::Hold,
+            engine,
+            extra_chunks: 0,
+            marks,
+        });
+    }
+
+    /// The table, for snapshots and metrics.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+}

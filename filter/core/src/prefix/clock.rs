@@ -1,0 +1,146 @@
+//! How long an engine keeps what it has: a clock for each that ticks in tokens.
+//!
+//! An engine evicts the least recently used blocks when new ones need room, so an entry is gone once
+//! the tokens touched after it exceed the KV capacity. Wall time says nothing: an idle engine keeps
+//! its cache for hours, a busy one for seconds. Exact LRU order is not needed either: tokens are
+//! counted by *epoch*, about 3 % of the capacity each, and an entry carries the epoch of its last
+//! use. While all live epochs together hold more than the capacity, the oldest is dropped, and every
+//! entry that carries it is gone at once, without being visited.
+//!
+//! An entry that is used again moves its tokens from its old epoch to the current one.
+
+use crate::ids::EndpointId;
+use std::collections::VecDeque;
+
+use super::CHUNK_TOKENS;
+
+/// Epochs per capacity. More would not help: the estimate of tokens is coarser than 3 %.
+const EPOCHS: u64 = 32;
+/// Live epochs are bounded even if each holds little, because epochs are compared modulo 2^16.
+const MAX_EPOCHS: usize = 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Clocks {
+    /// By id; ids are small and given out in turn.
+    engines: Vec<Option<Clock>>,
+}
+
+#[derive(Debug)]
+struct Clock {
+    capacity_chunks: u64,
+    /// Number of the newest epoch.
+    current: u16,
+    /// Chunks last used in each live epoch, oldest first; never empty.
+    epochs: VecDeque<u64>,
+    total_chunks: u64,
+}
+
+impl Clocks {
+    pub(super) fn set(&mut self, engines: &[(EndpointId, u64)]) {
+        let mut before = std::mem::take(&mut self.engines);
+        for (id, kv_tokens) in engines {
+            let at = usize::from(id.0);
+            let known = before.get_mut(at).and_then(Option::take);
+            let mut clock = known.unwrap_or_else(Clock::new);
+            clock.capacity_chunks = (kv_tokens / CHUNK_TOKENS).max(EPOCHS);
+            clock.trim();
+            if self.engines.len() <= at {
+                self.engines.resize_with(at + 1, || None);
+            }
+            if let Some(place) = self.engines.get_mut(at) {
+                *place = Some(clock);
+            }
+        }
+    }
+
+    fn get(&self, engine: u16) -> Option<&Clock> {
+        self.engines.get(usize::from(engine))?.as_ref()
+    }
+
+    fn get_mut(&mut self, engine: u16) -> Option<&mut Clock> {
+        self.engines.get_mut(usize::from(engine))?.as_mut()
+    }
+
+    pub(super) fn current(&self, engine: u16) -> Option<u16> {
+        self.get(engine).map(|clock| clock.current)
+    }
+
+    /// Whether an entry of this epoch is still held.
+    pub(super) fn is_live(&self, engine: u16, epoch: u16) -> bool {
+        self.age(engine, epoch).is_some()
+    }
+
+    /// Epochs since an entry was used; `None` once it is gone, or the engine is unknown.
+    pub(super) fn age(&self, engine: u16, epoch: u16) -> Option<u16> {
+        let clock = self.get(engine)?;
+        let age = clock.current.wrapping_sub(epoch);
+        (usize::from(age) < clock.epochs.len()).then_some(age)
+    }
+
+    /// An entry was used: from its epoch `before`, if it had one, to the current one.
+    pub(super) fn moved(&mut self, engine: u16, before: Option<(u16, u16)>, chunks: u16) {
+        let chunks = match before {
+            Some((epoch, chunks)) => {
+                self.removed(engine, epoch, chunks);
+                chunks
+            }
+            None => chunks,
+        };
+        self.grew(engine, u32::from(chunks));
+    }
+
+    pub(super) fn removed(&mut self, engine: u16, epoch: u16, chunks: u16) {
+        if let Some(clock) = self.get_mut(engine) {
+            clock.take(epoch, u64::from(chunks));
+        }
+    }
+
+    pub(super) fn grew(&mut self, engine: u16, chunks: u32) {
+        if let Some(clock) = self.get_mut(engine) {
+            clock.add(u64::from(chunks));
+        }
+    }
+}
+
+impl Clock {
+    fn new() -> Self {
+        Clock {
+            capacity_chunks: EPOCHS,
+            current: 0,
+            epochs: VecDeque::from([0]),
+            total_chunks: 0,
+        }
+    }
+
+    fn take(&mut self, epoch: u16, chunks: u64) {
+        let age = usize::from(self.current.wrapping_sub(epoch));
+        let index = self.epochs.len().checked_sub(age + 1);
+        if let Some(count) = index.and_then(|index| self.epochs.get_mut(index)) {
+            let taken = chunks.min(*count);
+            *count -= taken;
+            self.total_chunks = self.total_chunks.saturating_sub(taken);
+        }
+    }
+
+    fn add(&mut self, chunks: u64) {
+        self.total_chunks = self.total_chunks.saturating_add(chunks);
+        let epoch_chunks = self.capacity_chunks / EPOCHS;
+        match self.epochs.back_mut() {
+            Some(newest) if *newest < epoch_chunks => *newest = newest.saturating_add(chunks),
+            _ => {
+                self.current = self.current.wrapping_add(1);
+                self.epochs.push_back(chunks);
+            }
+        }
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        while self.epochs.len() > 1
+            && (self.total_chunks > self.capacity_chunks || self.epochs.len() > MAX_EPOCHS)
+        {
+            let oldest = self.epochs.pop_front().unwrap_or_default();
+            self.total_chunks = self.total_chunks.saturating_sub(oldest);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! How workers tell each other what they learned: one log for each, in shared data.
+//!
+//! In a picture: a ring of [`PAGES`] pages for each worker. Only the worker itself writes; it
+//! rewrites the newest page with every event and turns to the next when it is full. Others remember
+//! up to which event they have read and fetch only pages with newer ones. A reader that was
+//! overtaken by the ring misses the events between; they are credit that it does not see until the
+//! next snapshot, nothing worse.
+//!
+//! Layout of a page: version byte, owner (u64), number of its first event (u64), then the events:
+//! kind (u8), engine (u16), extra chunks (u32), count of marks (u16), and for each mark link (u64)
+//! and chunks (u16), all little-endian. A page of another version or owner, or one that ends inside
+//! an event, is read up to there and no further.
+
+use super::{Event, Kind, Mark};
+use crate::ids::EndpointId;
+use crate::store::Store;
+use crate::workers::Column;
+
+/// Pages of a ring.
+pub const PAGES: u64 = 32;
+/// A page takes no further event beyond this size.
+pub const PAGE_BYTES: usize = 8192;
+/// Most marks of one event; a chain of a million links has fewer.
+pub const MAX_MARKS: usize = 256;
+
+const VERSION: u8 = 1;
+
+/// The writing end: our own log.
+#[derive(Debug, Default)]
+pub struct Writer {
+    page: Vec<u8>,
+    /// Number of the page, counted from the start of this worker.
+    number: u64,
+    /// Events written so far.
+    events: u64,
+    dirty: bool,
+}
+
+impl Writer {
+    /// Appends an event; [`Writer::publish`] makes it known.
+    pub fn append<S: Store>(&mut self, event: &Event, store: &S, column: Column) {
+        if self.page.len() >= PAGE_BYTES {
+            self.publish(store, column);
+            self.number += 1;
+            self.page.clear();
+        }
+        if self.page.is_empty() {
+            self.page.push(VERSION);
+            self.page.extend_from_slice(&column.owner.to_le_bytes());
+            self.page.extend_from_slice(&self.events.to_le_bytes());
+        }
+        encode(event, &mut self.page);
+        self.events += 1;
+        self.dirty = true;
+    }
+
+    /// Writes the newest page, if it changed.
+    pub fn publish<S: Store>(&mut self, store: &S, column: Column) {
+        if std::mem::take(&mut self.dirty) {
+            store.set(&key(column.slot, self.number), &self.page);
+        }
+    }
+}
+
+/// The reading end of another worker's log.
+#[derive(Debug)]
+pub struct Reader {
+    column: Column,
+    /// Number of the next event to read.
+    next: u64,
+    /// Number of the page it is expected in.
+    page: u64,
+    started: bool,
+}
+
+impl Reader {
+    /// A reader of a worker's log.
+    pub fn new(column: Column) -> Self {
+        Reader {
+            column,
+            next: 0,
+            page: 0,
+            started: false,
+        }
+    }
+
+    /// Whose log it is.
+    pub fn column(&self) -> Column {
+        self.column
+    }
+
+    /// Reads what is new, at most one turn of the ring.
+    pub fn read<S: Store>(&mut self, store: &S, mut event: impl FnMut(&Event)) {
+        if !self.started {
+            self.start(store);
+        }
+        for _ in 0..PAGES {
+            let bytes = store.get(&key(self.column.slot, self.page)).bytes;
+            let Some((first, mut rest)) = open(&bytes, self.column.owner) else {
+                return;
+            };
+            if first > self.next {
+                // Overtaken: this page was reused. Go on with what it holds now.
+                self.next = first;
+            }
+            let mut number = first;
+            while let Some((found, after)) = decode(rest) {
+                if number >= self.next {
+                    event(&found);
+                }
+                number += 1;
+                rest = after;
+            }
+            if number < self.next {
+                // An older turn of the ring: the next page has not been written yet.
+                return;
+            }
+            self.next = number;
+            if bytes.len() < PAGE_BYTES {
+                return;
+            }
+            self.page += 1;
+        }
+    }
+
+    /// Finds the oldest page there is, so that a newcomer reads the whole ring.
+    fn start<S: Store>(&mut self, store: &S) {
+        self.started = true;
+        let oldest = (0..PAGES).filter_map(|page| {
+            let bytes = store.get(&key(self.column.slot, page)).bytes;
+            open(&bytes, self.column.owner).map(|(first, _)| (first, page))
+        });
+        if let Some((first, page)) = oldest.min() {
+            (self.next, self.page) = (first, page);
+        }
+    }
+}
+
+fn key(slot: u16, page: u64) -> String {
+    format!("warmpath/log/{slot}/{}", page % PAGES)
+}
+
+/// The number of the first event of a page, and its events.
+fn open(bytes: &[u8], owner: u64) -> Option<(u64, &[u8])> {
+    let (&VERSION, bytes) = bytes.split_first()? else {
+        return None;
+    };
+    let (name, bytes) = bytes.split_first_chunk::<8>()?;
+    let (first, rest) = bytes.split_first_chunk::<8>()?;
+    (u64::from_le_bytes(*name) == owner).then(|| (u64::from_le_bytes(*first), rest))
+}
+
+fn encode(event: &Event, out: &mut Vec<u8>) {
+    let marks = event.marks.get(..MAX_MARKS).unwrap_or(&event.marks);
+    out.reserve(9 + 10 * marks.len());
+    out.push(match event.kind {
+        Kind::Hold => 1,
+        Kind::Drop => 2,
+    });
+    out.extend_from_slice(&event.engine.0.to_le_bytes());
+    out.extend_from_slice(&event.extra_chunks.to_le_bytes());
+    out.extend_from_slice(&(marks.len() as u16).to_le_bytes());
+    for mark in marks {
+        out.extend_from_slice(&mark.link.to_le_bytes());
+        out.extend_from_slice(&mark.chunks.to_le_bytes());
+    }
+}
+
+fn decode(bytes: &[u8]) -> Option<(Event, &[u8])> {
+    let (kind, bytes) = bytes.split_first()?;
+    let kind = match kind {
+        1 => Kind::Hold,
+        2 => Kind::Drop,
+        _ => return None,
+    };
+    let (engine, bytes) = bytes.split_first_chunk()?;
+    let (extra_chunks, bytes) = bytes.split_first_chunk()?;
+    let (count, bytes) = bytes.split_first_chunk()?;
+    let length = 10 * usize::from(u16::from_le_bytes(*count));
+    let (marks, rest) = bytes.split_at_checked(length)?;
+    let (marks, _) = marks.as_chunks::<10>();
+    let marks = marks.iter().map(|[a, b, c, d, e, f, g, h, i, j]| Mark {
+        link: u64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h]),
+        chunks: u16::from_le_bytes([*i, *j]),
+    });
+    let event = Event {
+        kind,
+        engine: EndpointId(u16::from_le_bytes(*engine)),
+        extra_chunks: u32::from_le_bytes(*extra_chunks),
+        marks: marks.collect(),
+    };
+    Some((event, rest))
+}

@@ -1,0 +1,104 @@
+//! One worker's replica of the index, and its part in keeping all replicas alike.
+
+use super::snapshot::{self, Cursor};
+use super::{Event, Index, log};
+use crate::ids::EndpointId;
+use crate::store::Store;
+use crate::workers::Column;
+
+/// A peer's log is read after this many microseconds times the number of peers, at most.
+///
+/// Routing is nearly as good when others' prompts are known 100 ms late (a simulated result), so
+/// this only has to be well below.
+const READ_SPACING_US: u64 = 2_000;
+
+/// The replica.
+#[derive(Debug)]
+pub struct Replica {
+    index: Index,
+    writer: log::Writer,
+    readers: Vec<log::Reader>,
+    cursor: Cursor,
+    read_us: Option<u64>,
+}
+
+impl Replica {
+    /// A replica of at most `bytes` bytes for engines with these KV capacities in tokens, as warm as
+    /// the last snapshot.
+    pub fn new<S: Store>(bytes: usize, engines: &[(EndpointId, u64)], store: &S) -> Self {
+        let mut index = Index::new(bytes);
+        index.set_engines(engines);
+        snapshot::load(&mut index, store);
+        Replica {
+            index,
+            writer: log::Writer::default(),
+            readers: Vec::new(),
+            cursor: Cursor::default(),
+            read_us: None,
+        }
+    }
+
+    /// The index.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Takes over who else is alive.
+    pub fn set_peers(&mut self, columns: &[Column]) {
+        let mut before = std::mem::take(&mut self.readers);
+        self.readers = columns
+            .iter()
+            .map(|column| {
+                let known = before.iter().position(|reader| reader.column() == *column);
+                known.map_or_else(|| log::Reader::new(*column), |at| before.swap_remove(at))
+            })
+            .collect();
+    }
+
+    /// Reads what the others learned, if it is due.
+    pub fn follow<S: Store>(&mut self, store: &S, now_us: u64) {
+        let spacing_us = READ_SPACING_US.saturating_mul(self.readers.len() as u64);
+        let fresh = |read_us: u64| {
+            now_us
+                .checked_sub(read_us)
+                .is_some_and(|age| age < spacing_us)
+        };
+        if self.readers.is_empty() || self.read_us.is_some_and(fresh) {
+            return;
+        }
+        self.read_us = Some(now_us);
+        let index = &mut self.index;
+        for reader in &mut self.readers {
+            reader.read(store, |event| index.apply(event));
+        }
+    }
+
+    /// Applies an event of our own and tells the others.
+    pub fn record<S: Store>(&mut self, event: &Event, store: &S, column: Option<Column>) {
+        self.index.apply(event);
+        // Alone, too: who joins later reads the whole ring, and starts with what we know now.
+        if let Some(column) = column {
+            self.writer.append(event, store, column);
+        }
+    }
+
+    /// Makes recorded events known.
+    pub fn publish<S: Store>(&mut self, store: &S, column: Option<Column>) {
+        if let Some(column) = column {
+            self.writer.publish(store, column);
+        }
+    }
+
+    /// Follows the others, and writes a part of the snapshot if this worker has the lowest column.
+    pub fn tick<S: Store>(&mut self, store: &S, column: Option<Column>, now_us: u64) {
+        self.follow(store, now_us);
+        let lowest = |column: &Column| {
+            self.readers
+                .iter()
+                .all(|reader| reader.column().slot > column.slot)
+        };
+        if column.as_ref().is_some_and(lowest) {
+            self.cursor.write(&mut self.index, store);
+        }
+    }
+}

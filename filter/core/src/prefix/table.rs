@@ -1,0 +1,239 @@
+//! The table behind the index: link -> engines that hold it, in fixed bytes.
+//!
+//! In a picture: a wall of *sets*, each with 8 *slots* in a row; a slot is a 32-bit tag, the chunks it
+//! stands for, and up to 4 *holders*, each an engine id and the epoch of its last use. The low bits
+//! of a link choose the set, its high 32 bits are the tag. A prompt that many engines hold takes
+//! several slots of its set with the same tag.
+//!
+//! Invariants: an engine is a holder of at most one slot of a tag; a slot without live holders is
+//! free, whatever it says; nothing is allocated after construction. A lookup reads one set
+//! (8 tags are one cache line's half); an insertion writes one. When a set is full the slot whose
+//! freshest holder is oldest, in epochs of its engine, gives way. Two links meet in one slot with
+//! probability 2^-32 for each slot compared; the harm is one wrong guess.
+
+use super::Mark;
+use super::snapshot::PIECE_SETS;
+
+/// Slots of a set.
+const WAYS: usize = 8;
+/// Holders of a slot.
+const HOLDERS: usize = 4;
+/// Bytes of a slot: tag, chunks, holders.
+pub const SLOT_BYTES: usize = 4 + 2 + 4 * HOLDERS;
+/// Bytes of a set.
+pub const SET_BYTES: usize = WAYS * SLOT_BYTES;
+
+/// Nobody; ids of endpoints stay below.
+const NOBODY: u16 = u16::MAX;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Holder {
+    engine: u16,
+    epoch: u16,
+}
+
+const FREE: Holder = Holder {
+    engine: NOBODY,
+    epoch: 0,
+};
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    chunks: u16,
+    holders: [Holder; HOLDERS],
+}
+
+const EMPTY: Slot = Slot {
+    chunks: 0,
+    holders: [FREE; HOLDERS],
+};
+
+/// The table.
+#[derive(Debug)]
+pub struct Table {
+    tags: Vec<[u32; WAYS]>,
+    slots: Vec<[Slot; WAYS]>,
+    mask: u64,
+    /// Pieces of the snapshot that have changed since they were written.
+    changed: Vec<bool>,
+}
+
+impl Table {
+    /// A table of at most `bytes` bytes, and at least one set.
+    pub fn new(bytes: usize) -> Self {
+        let fit = (bytes / SET_BYTES).max(1);
+        let sets = if fit.is_power_of_two() {
+            fit
+        } else {
+            fit.next_power_of_two() / 2
+        };
+        Table {
+            tags: vec![[0; WAYS]; sets],
+            slots: vec![[EMPTY; WAYS]; sets],
+            mask: sets as u64 - 1,
+            changed: vec![false; sets.div_ceil(PIECE_SETS)],
+        }
+    }
+
+    /// Bytes that the table takes.
+    pub fn bytes(&self) -> usize {
+        self.sets() * SET_BYTES
+    }
+
+    /// Whether a piece of the snapshot has changed since this was last asked.
+    pub(super) fn take_changed(&mut self, piece: usize) -> bool {
+        self.changed.get_mut(piece).is_some_and(std::mem::take)
+    }
+
+    /// Reports what is known of the links, the holders and the chunks of a range of sets.
+    pub(super) fn entries(
+        &self,
+        first_set: usize,
+        sets: usize,
+        mut entry: impl FnMut(u64, u16, u16, u16),
+    ) {
+        let rows = self
+            .tags
+            .iter()
+            .zip(&self.slots)
+            .enumerate()
+            .skip(first_set)
+            .take(sets);
+        for (set, (tags, slots)) in rows {
+            for (tag, slot) in tags.iter().zip(slots) {
+                let link = u64::from(*tag) << 32 | set as u64;
+                for holder in slot.holders.iter().filter(|holder| holder.engine != NOBODY) {
+                    entry(link, holder.engine, holder.epoch, slot.chunks);
+                }
+            }
+        }
+    }
+
+    fn touch(&mut self, set: usize) {
+        if let Some(changed) = self.changed.get_mut(set / PIECE_SETS) {
+            *changed = true;
+        }
+    }
+
+    /// Number of sets.
+    pub fn sets(&self) -> usize {
+        self.tags.len()
+    }
+
+    fn set_of(&self, link: u64) -> usize {
+        (link & self.mask) as usize
+    }
+
+    /// Reports the holders of a link.
+    #[inline]
+    pub(super) fn find(&self, link: u64, mut holder: impl FnMut(u16, u16)) {
+        let set = self.set_of(link);
+        let tag = tag(link);
+        let (Some(tags), Some(slots)) = (self.tags.get(set), self.slots.get(set)) else {
+            return;
+        };
+        if !tags.contains(&tag) {
+            return;
+        }
+        for slot in slots
+            .iter()
+            .zip(tags)
+            .filter(|(_, other)| **other == tag)
+            .map(|(slot, _)| slot)
+        {
+            for found in slot.holders.iter().filter(|found| found.engine != NOBODY) {
+                holder(found.engine, found.epoch);
+            }
+        }
+    }
+
+    /// Makes `engine` a holder of a link as of `epoch`. Returns epoch and chunks of its entry before,
+    /// if it had a live one. `age` tells the age of a live holder in epochs.
+    pub(super) fn hold(
+        &mut self,
+        mark: Mark,
+        engine: u16,
+        epoch: u16,
+        age: impl Fn(u16, u16) -> Option<u16>,
+    ) -> Option<(u16, u16)> {
+        let set = self.set_of(mark.link);
+        let tag = tag(mark.link);
+        self.touch(set);
+        let (Some(tags), Some(slots)) = (self.tags.get_mut(set), self.slots.get_mut(set)) else {
+            return None;
+        };
+        let fresh = Holder { engine, epoch };
+        let mut room = None;
+        for (slot, _) in slots
+            .iter_mut()
+            .zip(tags.iter())
+            .filter(|(_, other)| **other == tag)
+        {
+            for holder in &mut slot.holders {
+                if holder.engine == engine {
+                    let live = age(engine, holder.epoch).map(|_| (holder.epoch, slot.chunks));
+                    *holder = fresh;
+                    return live;
+                }
+                if room.is_none()
+                    && (holder.engine == NOBODY || age(holder.engine, holder.epoch).is_none())
+                {
+                    room = Some(holder);
+                }
+            }
+        }
+        if let Some(holder) = room {
+            *holder = fresh;
+            return None;
+        }
+        // The set's oldest slot gives way; a slot without live holders is older than all.
+        let freshest = |slot: &Slot| {
+            let ages = slot.holders.iter().filter(|holder| holder.engine != NOBODY);
+            ages.filter_map(|holder| age(holder.engine, holder.epoch))
+                .min()
+                .unwrap_or(u16::MAX)
+        };
+        let oldest = tags
+            .iter_mut()
+            .zip(slots.iter_mut())
+            .max_by_key(|(_, slot)| freshest(slot));
+        if let Some((old_tag, slot)) = oldest {
+            *old_tag = tag;
+            *slot = EMPTY;
+            slot.chunks = mark.chunks;
+            if let Some(first) = slot.holders.first_mut() {
+                *first = fresh;
+            }
+        }
+        None
+    }
+
+    /// Removes `engine` from a link's holders. Returns epoch and chunks of its entry.
+    pub(super) fn drop_holder(&mut self, link: u64, engine: u16) -> Option<(u16, u16)> {
+        let set = self.set_of(link);
+        let tag = tag(link);
+        self.touch(set);
+        let (tags, slots) = (self.tags.get(set)?, self.slots.get_mut(set)?);
+        for (slot, _) in slots
+            .iter_mut()
+            .zip(tags)
+            .filter(|(_, other)| **other == tag)
+        {
+            let chunks = slot.chunks;
+            if let Some(holder) = slot
+                .holders
+                .iter_mut()
+                .find(|holder| holder.engine == engine)
+            {
+                let epoch = holder.epoch;
+                *holder = FREE;
+                return Some((epoch, chunks));
+            }
+        }
+        None
+    }
+}
+
+fn tag(link: u64) -> u32 {
+    (link >> 32) as u32
+}

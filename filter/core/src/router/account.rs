@@ -1,0 +1,303 @@
+//! Giving back what was counted: on the first token, on the end, and when another endpoint answered.
+//!
+//! Every way out of a request leads here exactly once. A request that is not streamed shows no first
+//! token before its end; its prefill is taken for done when the engine should have worked off what
+//! was queued before it, at the rate seen with streamed requests.
+
+use super::Router;
+use crate::load::Load;
+use crate::prefix::{CHUNK_TOKENS, Event, Kind, Mark};
+use crate::store::Store;
+use ahash::AHashMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// Prefill rate that is assumed before one was seen: a middling accelerator with an 8B model.
+const TOKENS_PER_SECOND: f64 = 10_000.0;
+/// Less work says more about the step time than about the rate.
+const LEAST_SAMPLE_TOKENS: u64 = 1024;
+/// Weight of a new sample.
+const SAMPLE_WEIGHT: f64 = 0.1;
+
+/// Work that is counted at an endpoint until it is given back.
+#[derive(Debug)]
+pub struct Charge {
+    pub(super) position: usize,
+    pub(super) work_tokens: u64,
+    pub(super) context_tokens: u64,
+    pub(super) streamed: bool,
+    pub(super) held: Option<Held>,
+    /// Whether the first token is awaited.
+    waiting: bool,
+    /// Name of the estimate that stands in for the first token.
+    estimate: Option<u64>,
+    started_us: u64,
+    /// Prefill work at the endpoint when the request came, its own included.
+    queued_tokens: u64,
+}
+
+/// A prompt that was entered as held.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) marks: Vec<Mark>,
+    /// How many of the marks were known to be held before.
+    pub(super) known: usize,
+    /// The end of the prompt that no mark covers.
+    pub(super) tail_chunks: u32,
+    /// The engine's epoch at the time.
+    pub(super) epoch: Option<u16>,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The engine worked on it; with this many tokens of output, as far as is known.
+    Served {
+        /// Output tokens.
+        output_tokens: u32,
+    },
+    /// The engine did not take it, or failed.
+    Failed,
+}
+
+impl Charge {
+    pub(super) fn new(position: usize, now_us: u64) -> Self {
+        Charge {
+            position,
+            work_tokens: 0,
+            context_tokens: 0,
+            streamed: true,
+            held: None,
+            waiting: true,
+            estimate: None,
+            started_us: now_us,
+            queued_tokens: 0,
+        }
+    }
+
+    /// Position of the endpoint.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    fn take_from(&self, load: &mut Load, waiting: bool, in_flight: bool) {
+        if waiting {
+            load.waiting = load.waiting.saturating_sub(1);
+            load.prefill_tokens = load.prefill_tokens.saturating_sub(self.work_tokens);
+        }
+        if in_flight {
+            load.in_flight = load.in_flight.saturating_sub(1);
+            load.context_tokens = load.context_tokens.saturating_sub(self.context_tokens);
+        }
+    }
+
+    fn add_to(&self, load: &mut Load, now_us: u64) {
+        if self.waiting {
+            load.waiting = load.waiting.saturating_add(1);
+            load.prefill_tokens = load.prefill_tokens.saturating_add(self.work_tokens);
+        }
+        load.in_flight = load.in_flight.saturating_add(1);
+        load.context_tokens = load.context_tokens.saturating_add(self.context_tokens);
+        // Two decisions within one microsecond still have an order.
+        load.last_used_us = now_us.max(load.last_used_us.saturating_add(1));
+    }
+}
+
+/// Estimates of when prefill is done, for requests that do not show it.
+#[derive(Debug)]
+pub(super) struct Drains {
+    /// Tokens per second of each endpoint.
+    rates: Vec<f64>,
+    due: BinaryHeap<Reverse<(u64, u64)>>,
+    open: AHashMap<u64, (usize, u64)>,
+    last: u64,
+}
+
+impl Drains {
+    pub(super) fn new(endpoints: usize) -> Self {
+        Drains {
+            rates: vec![TOKENS_PER_SECOND; endpoints],
+            due: BinaryHeap::new(),
+            open: AHashMap::new(),
+            last: 0,
+        }
+    }
+
+    fn learn(&mut self, position: usize, tokens: u64, took_us: u64) {
+        if tokens < LEAST_SAMPLE_TOKENS || took_us == 0 {
+            return;
+        }
+        if let Some(rate) = self.rates.get_mut(position) {
+            let sample = tokens as f64 * 1e6 / took_us as f64;
+            *rate += SAMPLE_WEIGHT * (sample.clamp(100.0, 1e7) - *rate);
+        }
+    }
+
+    fn open(&mut self, charge: &mut Charge, now_us: u64) {
+        let rate = self
+            .rates
+            .get(charge.position)
+            .copied()
+            .unwrap_or(TOKENS_PER_SECOND);
+        let wait_us = charge.queued_tokens as f64 * 1e6 / rate;
+        self.last += 1;
+        charge.estimate = Some(self.last);
+        self.due
+            .push(Reverse((now_us.saturating_add(wait_us as u64), self.last)));
+        self.open
+            .insert(self.last, (charge.position, charge.work_tokens));
+    }
+
+    /// Whether the estimate was still open.
+    fn close(&mut self, estimate: u64) -> bool {
+        self.open.remove(&estimate).is_some()
+    }
+
+    fn next_due(&mut self, now_us: u64) -> Option<(usize, u64)> {
+        while let Some(Reverse((due_us, name))) = self.due.peek().copied() {
+            if due_us > now_us {
+                return None;
+            }
+            self.due.pop();
+            if let Some(found) = self.open.remove(&name) {
+                return Some(found);
+            }
+        }
+        None
+    }
+}
+
+impl<S: Store> Router<S> {
+    /// Counts a new charge.
+    pub(super) fn begin(&mut self, charge: &mut Charge, now_us: u64) {
+        let queued = self
+            .loads
+            .total(charge.position)
+            .map_or(0, |load| load.prefill_tokens);
+        charge.queued_tokens = queued.saturating_add(charge.work_tokens);
+        self.loads
+            .change(charge.position, |load| charge.add_to(load, now_us));
+        if !charge.streamed && charge.work_tokens > 0 {
+            self.drains.open(charge, now_us);
+        }
+        self.publish_loads(now_us);
+    }
+
+    /// Takes the prefill of requests that show no first token for done, when it should be.
+    pub(super) fn drain(&mut self, now_us: u64) {
+        while let Some((position, tokens)) = self.drains.next_due(now_us) {
+            self.loads.change(position, |load| {
+                load.waiting = load.waiting.saturating_sub(1);
+                load.prefill_tokens = load.prefill_tokens.saturating_sub(tokens);
+            });
+        }
+    }
+
+    /// Moves a charge to the endpoint that really answers, when it is not the one charged.
+    pub fn served_by(&mut self, charge: &mut Charge, address: &[u8], now_us: u64) {
+        if self.address(charge.position).as_bytes() == address {
+            return;
+        }
+        let served = self
+            .endpoints
+            .iter()
+            .position(|endpoint| endpoint.address.as_bytes() == address);
+        let Some(served) = served else { return };
+        self.settle(charge);
+        self.loads.change(charge.position, |load| {
+            charge.take_from(load, charge.waiting, true)
+        });
+        self.retract(charge);
+        charge.position = served;
+        if let Some(held) = charge.held.as_mut() {
+            // What this engine held before was not looked up; it keeps all of it if it fails.
+            held.known = held.marks.len();
+        }
+        self.hold(charge);
+        self.begin(charge, now_us);
+    }
+
+    /// The first token came: the prompt is prefilled.
+    pub fn first_token(&mut self, charge: &mut Charge, now_us: u64) {
+        self.settle(charge);
+        if std::mem::take(&mut charge.waiting) {
+            self.loads
+                .change(charge.position, |load| charge.take_from(load, true, false));
+            if charge.streamed {
+                let took_us = now_us.saturating_sub(charge.started_us);
+                self.drains
+                    .learn(charge.position, charge.queued_tokens, took_us);
+            }
+            self.publish_loads(now_us);
+        }
+    }
+
+    /// The request ended, one way or another.
+    pub fn end(&mut self, mut charge: Charge, outcome: Outcome, now_us: u64) {
+        self.settle(&mut charge);
+        let waiting = charge.waiting;
+        self.loads.change(charge.position, |load| {
+            charge.take_from(load, waiting, true)
+        });
+        match outcome {
+            Outcome::Failed => self.retract(&mut charge),
+            Outcome::Served { output_tokens } => self.release(&mut charge, output_tokens),
+        }
+        self.publish_loads(now_us);
+    }
+
+    /// Ends the estimate of a charge, if there is one.
+    fn settle(&mut self, charge: &mut Charge) {
+        if let Some(estimate) = charge.estimate.take() {
+            charge.waiting &= self.drains.close(estimate);
+        }
+    }
+
+    /// Takes back what a charge entered as held.
+    fn retract(&mut self, charge: &mut Charge) {
+        let Some(held) = charge.held.as_ref() else {
+            return;
+        };
+        let marks = held.marks.get(held.known..).unwrap_or_default().to_vec();
+        if !marks.is_empty() {
+            self.tell(charge.position, Kind::Drop, 0, marks);
+        }
+    }
+
+    /// A completed request leaves its blocks as the most recently used.
+    fn release(&mut self, charge: &mut Charge, output_tokens: u32) {
+        let Some(held) = charge.held.take() else {
+            return;
+        };
+        let id = self
+            .endpoints
+            .get(charge.position)
+            .and_then(|endpoint| endpoint.id);
+        let epoch = id.and_then(|id| self.replica.as_ref()?.index().epoch(id));
+        let output_chunks = u64::from(output_tokens).div_ceil(CHUNK_TOKENS) as u32;
+        // Within one epoch the entries are as fresh as they can be.
+        let marks = if epoch == held.epoch {
+            Vec::new()
+        } else {
+            held.marks
+        };
+        let extra_chunks = held.tail_chunks.saturating_add(output_chunks);
+        self.tell(charge.position, Kind::Hold, extra_chunks, marks);
+    }
+
+    fn tell(&mut self, position: usize, kind: Kind, extra_chunks: u32, marks: Vec<Mark>) {
+        let id = self
+            .endpoints
+            .get(position)
+            .and_then(|endpoint| endpoint.id);
+        if let (Some(engine), Some(replica)) = (id, self.replica.as_mut()) {
+            let event = Event {
+                kind,
+                engine,
+                extra_chunks,
+                marks,
+            };
+            replica.record(&event, &self.store, self.column);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Ranking the endpoints for one request, and counting it at the first of them.
+
+use super::account::{Charge, Held};
+use super::{Router, Target, count};
+use crate::answer::Answer;
+use crate::config::PolicyConfig;
+use crate::decision::{Decision, Fallback, Rewrite};
+use crate::policy::prefix::{Warmth, work};
+use crate::policy::{self, View};
+use crate::prefix::{self, BYTES_PER_TOKEN, CHUNK_TOKENS, Event, Kind};
+use crate::rate;
+use crate::scan::Link;
+use crate::store::Store;
+
+/// Output tokens that are expected of a request which does not say.
+const EXPECTED_OUTPUT_TOKENS: u64 = 300;
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Ask<'a> {
+    /// Where the model leads.
+    pub target: &'a Target,
+    /// Hash of the session key.
+    pub key: Option<u64>,
+    /// The prompt, if the pool's policy looks at it and it could be read.
+    pub prompt: Option<PromptFacts>,
+}
+
+/// What a decision needs to know of a prompt.
+#[derive(Clone, Debug, Default)]
+pub struct PromptFacts {
+    /// Its hash chain.
+    pub chain: Vec<Link>,
+    /// Its length in bytes of canonical text.
+    pub bytes: usize,
+    /// What all turns of the conversation share.
+    pub conversation: u64,
+    /// Whether the answer is streamed, so that its first token can be seen.
+    pub streamed: bool,
+    /// Most output tokens, if the request says.
+    pub output_tokens: Option<u32>,
+}
+
+impl PromptFacts {
+    fn tokens(&self) -> u64 {
+        (self.bytes / BYTES_PER_TOKEN) as u64
+    }
+}
+
+impl<S: Store> Router<S> {
+    /// Ranks the endpoints of a target and counts the request as in flight at the first.
+    ///
+    /// # Errors
+    /// The answer to give when no endpoint can take the request.
+    pub fn decide(&mut self, ask: Ask, now_us: u64) -> Result<(Decision, Charge), Answer> {
+        self.join(now_us);
+        self.loads.refresh(&self.store, now_us);
+        self.drain(now_us);
+        let target = ask.target;
+        let members = self
+            .pools
+            .get(target.pool)
+            .and_then(|pool| pool.groups.get(target.group));
+        let (Some(pool), Some(members)) = (self.config.pools.get(target.pool), members) else {
+            return Err(Answer::no_endpoint(""));
+        };
+        let deciding = policy::effective(&pool.policy, ask.key.is_some());
+        let window_us = match deciding {
+            PolicyConfig::LowestQps { window_us } => Some(*window_us),
+            _ => None,
+        };
+        if window_us.is_some() {
+            self.rates.refresh(&self.store, now_us);
+        }
+        let turn = match deciding {
+            PolicyConfig::RoundRobin => count(
+                &self.store,
+                &format!("warmpath/turn/{}/{}", pool.name, target.group),
+            ),
+            _ => None,
+        };
+        let looks = deciding.kv_tokens().is_some();
+        let prompt = ask.prompt.filter(|_| looks);
+        if let (Some(prompt), Some(replica)) = (&prompt, &mut self.replica) {
+            replica.follow(&self.store, now_us);
+            self.held.iter_mut().for_each(|held| *held = 0);
+            let (positions, held) = (&self.positions, &mut self.held);
+            replica.index().lookup(&prompt.chain, |engine, link| {
+                let position = positions
+                    .get(&engine)
+                    .and_then(|position| held.get_mut(*position));
+                if let Some(held) = position {
+                    *held = (link.end / BYTES_PER_TOKEN) as u64;
+                }
+            });
+        }
+        let draw = policy::next_random(&mut self.random);
+        let warmth = prompt.as_ref().map(|prompt| Warmth {
+            tokens: prompt.tokens(),
+            held: &self.held,
+            conversation: ask.key.unwrap_or(prompt.conversation),
+        });
+        let ranking = policy::rank(
+            &pool.policy,
+            &View {
+                members,
+                identities: &self.identities,
+                loads: &self.loads,
+                rates: &self.rates,
+                key: ask.key,
+                warmth,
+                turn: turn.unwrap_or(draw),
+                draw,
+                now_us,
+                candidates: pool.candidates,
+            },
+        );
+        let Some(position) = ranking.ranked.first().copied() else {
+            return Err(Answer::no_endpoint(&pool.name));
+        };
+        let work_tokens = warmth.map_or(0, |warmth| work(&warmth, position));
+        if let Some(window_us) = window_us {
+            let bucket = rate::bucket(now_us, window_us);
+            self.rates.change(position, |rate| rate.count(bucket));
+            self.publish_rates(now_us);
+        }
+        let charge = self.charge(position, work_tokens, prompt, now_us);
+        let decision = Decision {
+            pool: target.pool,
+            policy: ranking.policy,
+            reason: ranking.reason,
+            ranked: ranking.ranked,
+            rewrite: None,
+            fallback: None,
+        };
+        Ok((decision, charge))
+    }
+
+    /// Counts a request at an endpoint, and its prompt as held there.
+    fn charge(
+        &mut self,
+        position: usize,
+        work_tokens: u64,
+        prompt: Option<PromptFacts>,
+        now_us: u64,
+    ) -> Charge {
+        let mut charge = Charge::new(position, now_us);
+        if let Some(prompt) = prompt {
+            let output = prompt
+                .output_tokens
+                .map_or(EXPECTED_OUTPUT_TOKENS, u64::from);
+            charge.work_tokens = work_tokens;
+            charge.context_tokens = prompt
+                .tokens()
+                .saturating_add(output.min(EXPECTED_OUTPUT_TOKENS));
+            charge.streamed = prompt.streamed;
+            let held_tokens = self.held.get(position).copied().unwrap_or_default();
+            charge.held = Some(Held::new(&prompt, held_tokens));
+        }
+        self.hold(&mut charge);
+        self.begin(&mut charge, now_us);
+        charge
+    }
+
+    /// Enters the prompt of a charge as held by its engine.
+    pub(super) fn hold(&mut self, charge: &mut Charge) {
+        let id = self
+            .endpoints
+            .get(charge.position)
+            .and_then(|endpoint| endpoint.id);
+        let (Some(held), Some(engine), Some(replica)) =
+            (charge.held.as_mut(), id, self.replica.as_mut())
+        else {
+            return;
+        };
+        let event = Event {
+            kind: Kind::Hold,
+            engine,
+            extra_chunks: 0,
+            marks: std::mem::take(&mut held.marks),
+        };
+        replica.record(&event, &self.store, self.column);
+        held.marks = event.marks;
+        held.epoch = replica.index().epoch(engine);
+    }
+}
+
+impl Held {
+    fn new(prompt: &PromptFacts, held_tokens: u64) -> Held {
+        let held_bytes = held_tokens as usize * BYTES_PER_TOKEN;
+        let marks = prefix::marks(&prompt.chain);
+        let covered = prompt.chain.last().map_or(0, |link| link.end);
+        let stored = prefix::ruler(prompt.chain.len());
+        let known = stored
+            .filter_map(|(index, _)| prompt.chain.get(index))
+            .take_while(|link| link.end <= held_bytes)
+            .count();
+        let tail_tokens = (prompt.bytes.saturating_sub(covered) / BYTES_PER_TOKEN) as u64;
+        Held {
+            marks,
+            known,
+            tail_chunks: tail_tokens.div_ceil(CHUNK_TOKENS) as u32,
+            epoch: None,
+        }
+    }
+}
+
+/// Completes a decision with what only the request's way can tell.
+pub fn completed(
+    mut decision: Decision,
+    rewrite: Option<Rewrite>,
+    fallback: Option<Fallback>,
+) -> Decision {
+    decision.rewrite = rewrite;
+    decision.fallback = fallback;
+    decision
+}

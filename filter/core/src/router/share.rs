@@ -1,0 +1,78 @@
+//! Keeping up with the other workers: heartbeats, columns, logs.
+
+use super::Router;
+use crate::ids::{self, EndpointId};
+use crate::store::Store;
+use crate::workers;
+
+impl<S: Store> Router<S> {
+    /// Renews what must be renewed while time passes; about twice a second.
+    pub fn tick(&mut self, now_us: u64) {
+        if !self.joined {
+            return;
+        }
+        self.beat(now_us);
+        self.drain(now_us);
+        if let Some(replica) = self.replica.as_mut() {
+            replica.tick(&self.store, self.column, now_us);
+        }
+        let now_ms = now_us / 1000;
+        if now_ms.saturating_sub(self.touched_ms) >= ids::TOUCH_MS {
+            self.touched_ms = now_ms;
+            // The answer is what we have: an id does not change while it is in use.
+            let _: Vec<Option<EndpointId>> = ids::resolve(&self.store, &self.identities, now_ms);
+        }
+    }
+
+    /// Takes this worker's figures out of the sum; nothing of it is in flight any more.
+    pub fn leave(&mut self) {
+        if self.joined {
+            workers::leave(&self.store, self.owner);
+            self.joined = false;
+            self.column = None;
+        }
+    }
+
+    /// Takes a column with the first request: the main thread's VM never needs one.
+    pub(super) fn join(&mut self, now_us: u64) {
+        if !self.joined {
+            self.joined = true;
+            self.beat(now_us);
+        }
+    }
+
+    fn beat(&mut self, now_us: u64) {
+        let limits = &self.config.limits;
+        let now_ms = now_us / 1000;
+        let roll = workers::beat(
+            &self.store,
+            self.owner,
+            limits.workers,
+            limits.worker_expiry_ms,
+            now_ms,
+        );
+        let Some(roll) = roll else { return };
+        self.loads.set_peers(&roll.peers);
+        self.rates.set_peers(&roll.peers);
+        if let Some(replica) = self.replica.as_mut() {
+            replica.set_peers(&roll.peers);
+        }
+        self.column = roll.own;
+        self.publish_loads(now_us);
+    }
+
+    /// Writes our column and our log.
+    pub(super) fn publish_loads(&mut self, now_us: u64) {
+        let Some(column) = self.column else { return };
+        self.loads.publish(&self.store, column, now_us);
+        if let Some(replica) = self.replica.as_mut() {
+            replica.publish(&self.store, self.column);
+        }
+    }
+
+    pub(super) fn publish_rates(&mut self, now_us: u64) {
+        if let Some(column) = self.column {
+            self.rates.publish(&self.store, column, now_us);
+        }
+    }
+}
