@@ -1,0 +1,214 @@
+//! The product itself: the `prefix` policy of warmpath's core, with its real table, logs and
+//! columns over the in-memory store. Nothing is re-implemented here.
+//!
+//! The prompt's 512-byte chunks are hashed from real text once and remembered; what follows (chain,
+//! lookup, cost, insertion, sharing) is the code that runs inside Envoy.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, bail};
+use hashlink::DefaultHashBuilder;
+use warmpath_core::router::{Ask, Charge, Outcome, PromptFacts, Router};
+use warmpath_core::scan::{CHUNK_BYTES, Link};
+use warmpath_core::store::MemoryStore;
+use warmpath_core::{Config, hash};
+
+use super::{FleetView, Policy, Setup, SimRequest};
+use crate::sim::text::ChunkCache;
+
+/// How often Envoy ticks the filter.
+const TICK_US: u64 = 500_000;
+/// Simulated time starts at 0; a clock that reads 0 would look unset.
+const EPOCH_US: u64 = 1_000_000_000;
+/// Seed of every chain: one model, no salt.
+const SEED: u64 = 1;
+
+/// Fields of the policy's configuration, as JSON members: `"stickiness": 2, "home_affinity": 0.9`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Options {
+    members: Vec<(String, f64)>,
+    /// Requests whose answers are not streamed.
+    unary: bool,
+}
+
+impl Options {
+    /// `NAME:VALUE` pairs separated by `/`, and the word `unary`.
+    ///
+    /// # Errors
+    /// A pair that is none. Unknown names are refused when the router is built.
+    pub fn parse(text: Option<&str>) -> anyhow::Result<Self> {
+        let mut options = Self::default();
+        for part in text
+            .unwrap_or_default()
+            .split('/')
+            .filter(|part| !part.is_empty())
+        {
+            match part.split_once(':') {
+                Some((name, value)) => {
+                    let value = value.parse().with_context(|| format!("prefix: {part}"))?;
+                    options.members.push((name.to_owned(), value));
+                }
+                None if part == "unary" => options.unary = true,
+                None => bail!("prefix: got {part}, want NAME:VALUE or unary"),
+            }
+        }
+        // A wrong name is an error of the command line, not of the first cell.
+        options.config(2, 100_000).map(|_| options)
+    }
+
+    fn config(&self, engines: usize, kv_tokens: u64) -> anyhow::Result<Config> {
+        let endpoint = |n| {
+            let address = format!("10.0.{}.{}:8000", n / 250, n % 250 + 1);
+            serde_json::json!({ "address": address })
+        };
+        let endpoints: Vec<_> = (0..engines).map(endpoint).collect();
+        let mut policy = serde_json::Map::new();
+        policy.insert("kv_tokens".to_owned(), kv_tokens.into());
+        for (name, value) in &self.members {
+            // JSON knows whole numbers apart, and so does the config.
+            let whole = (value.fract() == 0.0).then_some(*value as u64);
+            policy.insert(name.clone(), whole.map_or((*value).into(), Into::into));
+        }
+        // A simulated router is ticked with its requests only, which may be far apart.
+        let limits = serde_json::json!({"worker_expiry_ms": 600_000});
+        let json = serde_json::json!({"limits": limits, "pools": [{
+            "name": "sim", "candidates": 1, "policy": {"prefix": policy},
+            "endpoints": {"static": endpoints},
+        }]});
+        Config::parse(json.to_string().as_bytes()).map_err(|errors| {
+            let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            anyhow::anyhow!("prefix: {}", lines.join("; "))
+        })
+    }
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let members = self
+            .members
+            .iter()
+            .map(|(name, value)| format!("{name}:{value}"));
+        let parts: Vec<String> = members
+            .chain(self.unary.then(|| "unary".to_owned()))
+            .collect();
+        match parts.is_empty() {
+            true => Ok(()),
+            false => write!(f, "={}", parts.join("/")),
+        }
+    }
+}
+
+/// What the routers of one run have in common.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    store: Arc<MemoryStore>,
+    chunks: Arc<Mutex<ChunkCache>>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            store: Arc::new(MemoryStore::new()),
+            chunks: Arc::new(Mutex::new(ChunkCache::new(CHUNK_BYTES))),
+        }
+    }
+}
+
+impl Shared {
+    /// State of its own, but the same memory of chunk hashes, which is no state.
+    pub fn apart(&self) -> Self {
+        Self {
+            store: Arc::new(MemoryStore::new()),
+            chunks: Arc::clone(&self.chunks),
+        }
+    }
+}
+
+/// One worker.
+#[derive(Debug)]
+pub struct Prefix {
+    router: Option<Router<Arc<MemoryStore>>>,
+    chunks: Arc<Mutex<ChunkCache>>,
+    charges: HashMap<u64, Charge, DefaultHashBuilder>,
+    unary: bool,
+    ticked_us: u64,
+}
+
+impl Prefix {
+    /// One router over `shared`.
+    pub fn new(options: &Options, setup: &Setup, shared: &Shared) -> Self {
+        let config = options.config(setup.engines, setup.kv_tokens).ok();
+        Self {
+            router: config.map(|config| Router::new(config, Arc::clone(&shared.store), EPOCH_US)),
+            chunks: Arc::clone(&shared.chunks),
+            charges: HashMap::default(),
+            unary: options.unary,
+            ticked_us: 0,
+        }
+    }
+
+    fn facts(&self, req: &SimRequest) -> PromptFacts {
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut link = Link { hash: SEED, end: 0 };
+        let links = chunks.hashes(req, hash::hash).into_iter().map(|chunk| {
+            link.hash = hash::chain(link.hash, chunk);
+            link.end += CHUNK_BYTES;
+            link
+        });
+        PromptFacts {
+            chain: links.collect(),
+            bytes: req.text_len(),
+            conversation: hash::hash(&req.key.to_le_bytes()),
+            streamed: !self.unary,
+            output_tokens: None,
+        }
+    }
+}
+
+impl Policy for Prefix {
+    fn route(&mut self, req: &SimRequest, _fleet: &FleetView<'_>, now_us: u64) -> usize {
+        let now_us = EPOCH_US + now_us;
+        let prompt = self.facts(req);
+        let Some(router) = self.router.as_mut() else {
+            return 0;
+        };
+        if now_us.saturating_sub(self.ticked_us) >= TICK_US {
+            self.ticked_us = now_us;
+            router.tick(now_us);
+        }
+        let Some(target) = router.only_target().cloned() else {
+            return 0;
+        };
+        let ask = Ask {
+            target: &target,
+            key: None,
+            prompt: Some(prompt),
+        };
+        let Ok((_, charge)) = router.decide(ask, now_us) else {
+            return 0;
+        };
+        let engine = charge.position();
+        self.charges.insert(req.id, charge);
+        engine
+    }
+
+    fn first_token(&mut self, req: &SimRequest, _engine: usize, now_us: u64) {
+        if !self.unary
+            && let (Some(router), Some(charge)) =
+                (self.router.as_mut(), self.charges.get_mut(&req.id))
+        {
+            router.first_token(charge, EPOCH_US + now_us);
+        }
+    }
+
+    fn done(&mut self, req: &SimRequest, _engine: usize, now_us: u64) {
+        if let (Some(router), Some(charge)) = (self.router.as_mut(), self.charges.remove(&req.id)) {
+            let outcome = Outcome::Served {
+                output_tokens: req.output_tokens,
+            };
+            router.end(charge, outcome, EPOCH_US + now_us);
+        }
+    }
+}
