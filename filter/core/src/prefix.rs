@@ -56,7 +56,9 @@ pub struct Event {
 /// Kinds of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The engine holds the prompt now: on routing, and again when the request is complete.
+    /// A request with this prompt is on its way to the engine, which keeps it until it is complete.
+    Pin,
+    /// The request is complete: the engine holds the prompt until newer ones need the room.
     Hold,
     /// The engine did not take the prompt after all.
     Drop,
@@ -122,17 +124,29 @@ impl Index {
         }
     }
 
+    /// Tells how much of an engine's cache running requests take, which cannot hold anything else.
+    pub fn set_busy(&mut self, engine: EndpointId, tokens: u64) {
+        self.clocks.set_busy(engine.0, tokens);
+    }
+
     /// Applies an event, our own or another worker's.
     pub fn apply(&mut self, event: &Event) {
         let engine = event.engine.0;
         for mark in &event.marks {
             match event.kind {
+                Kind::Pin => {
+                    let Some(epoch) = self.clocks.pinned(engine) else {
+                        return;
+                    };
+                    if let Some((before, chunks)) = self.enter(*mark, engine, epoch) {
+                        self.clocks.removed(engine, before, chunks);
+                    }
+                }
                 Kind::Hold => {
                     let Some(epoch) = self.clocks.current(engine) else {
                         return;
                     };
-                    let live = |engine, epoch| self.clocks.age(engine, epoch);
-                    let before = self.table.hold(*mark, engine, epoch, live);
+                    let before = self.enter(*mark, engine, epoch);
                     self.clocks.moved(engine, before, mark.chunks);
                 }
                 Kind::Drop => {
@@ -147,10 +161,10 @@ impl Index {
         }
     }
 
-    /// The newest epoch of an engine; a request that ends in the epoch it began in need not be
-    /// entered again.
-    pub fn epoch(&self, engine: EndpointId) -> Option<u16> {
-        self.clocks.current(engine.0)
+    /// Enters a mark; returns epoch and chunks of its live entry before.
+    fn enter(&mut self, mark: Mark, engine: u16, epoch: u16) -> Option<(u16, u16)> {
+        let age = |engine, epoch| self.clocks.age(engine, epoch);
+        self.table.hold(mark, engine, epoch, age)
     }
 
     /// Whether a piece of the snapshot has changed since this was last asked.

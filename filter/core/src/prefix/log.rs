@@ -154,6 +154,7 @@ fn encode(event: &Event, out: &mut Vec<u8>) {
     let marks = event.marks.get(..MAX_MARKS).unwrap_or(&event.marks);
     out.reserve(9 + 10 * marks.len());
     out.push(match event.kind {
+        Kind::Pin => 0,
         Kind::Hold => 1,
         Kind::Drop => 2,
     });
@@ -169,6 +170,7 @@ fn encode(event: &Event, out: &mut Vec<u8>) {
 fn decode(bytes: &[u8]) -> Option<(Event, &[u8])> {
     let (kind, bytes) = bytes.split_first()?;
     let kind = match kind {
+        0 => Kind::Pin,
         1 => Kind::Hold,
         2 => Kind::Drop,
         _ => return None,

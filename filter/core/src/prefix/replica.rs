@@ -12,12 +12,18 @@ use crate::workers::Column;
 /// this only has to be well below.
 const READ_SPACING_US: u64 = 2_000;
 
+/// Most workers remembered that are not seen now.
+const MAX_AWAY: usize = 256;
+
 /// The replica.
 #[derive(Debug)]
 pub struct Replica {
     index: Index,
     writer: log::Writer,
     readers: Vec<log::Reader>,
+    /// Readers of workers that are not seen now: one that was only slow is not read again from the
+    /// start, which would make old events look new.
+    away: Vec<log::Reader>,
     cursor: Cursor,
     read_us: Option<u64>,
 }
@@ -33,6 +39,7 @@ impl Replica {
             index,
             writer: log::Writer::default(),
             readers: Vec::new(),
+            away: Vec::new(),
             cursor: Cursor::default(),
             read_us: None,
         }
@@ -43,16 +50,24 @@ impl Replica {
         &self.index
     }
 
+    /// See [`Index::set_busy`].
+    pub fn set_busy(&mut self, engine: EndpointId, tokens: u64) {
+        self.index.set_busy(engine, tokens);
+    }
+
     /// Takes over who else is alive.
     pub fn set_peers(&mut self, columns: &[Column]) {
         let mut before = std::mem::take(&mut self.readers);
+        before.append(&mut self.away);
         self.readers = columns
             .iter()
             .map(|column| {
                 let known = before.iter().position(|reader| reader.column() == *column);
-                known.map_or_else(|| log::Reader::new(*column), |at| before.swap_remove(at))
+                known.map_or_else(|| log::Reader::new(*column), |at| before.remove(at))
             })
             .collect();
+        before.truncate(MAX_AWAY);
+        self.away = before;
     }
 
     /// Reads what the others learned, if it is due.

@@ -44,8 +44,6 @@ pub(super) struct Held {
     pub(super) known: usize,
     /// The end of the prompt that no mark covers.
     pub(super) tail_chunks: u32,
-    /// The engine's epoch at the time.
-    pub(super) epoch: Option<u16>,
 }
 
 /// How a request ended.
@@ -89,6 +87,12 @@ impl Charge {
             load.in_flight = load.in_flight.saturating_sub(1);
             load.context_tokens = load.context_tokens.saturating_sub(self.context_tokens);
         }
+        let decoding = load.decoding_tokens;
+        load.decoding_tokens = match (waiting, in_flight) {
+            (true, false) => decoding.saturating_add(self.context_tokens),
+            (false, true) => decoding.saturating_sub(self.context_tokens),
+            _ => decoding,
+        };
     }
 
     fn add_to(&self, load: &mut Load, now_us: u64) {
@@ -103,13 +107,21 @@ impl Charge {
     }
 }
 
+/// A request whose first token will not be seen.
+#[derive(Clone, Copy, Debug)]
+struct Estimate {
+    position: usize,
+    work_tokens: u64,
+    context_tokens: u64,
+}
+
 /// Estimates of when prefill is done, for requests that do not show it.
 #[derive(Debug)]
 pub(super) struct Drains {
     /// Tokens per second of each endpoint.
     rates: Vec<f64>,
     due: BinaryHeap<Reverse<(u64, u64)>>,
-    open: AHashMap<u64, (usize, u64)>,
+    open: AHashMap<u64, Estimate>,
     last: u64,
 }
 
@@ -144,8 +156,18 @@ impl Drains {
         charge.estimate = Some(self.last);
         self.due
             .push(Reverse((now_us.saturating_add(wait_us as u64), self.last)));
-        self.open
-            .insert(self.last, (charge.position, charge.work_tokens));
+        let Charge {
+            position,
+            work_tokens,
+            context_tokens,
+            ..
+        } = *charge;
+        let estimate = Estimate {
+            position,
+            work_tokens,
+            context_tokens,
+        };
+        self.open.insert(self.last, estimate);
     }
 
     /// Whether the estimate was still open.
@@ -153,7 +175,7 @@ impl Drains {
         self.open.remove(&estimate).is_some()
     }
 
-    fn next_due(&mut self, now_us: u64) -> Option<(usize, u64)> {
+    fn next_due(&mut self, now_us: u64) -> Option<Estimate> {
         while let Some(Reverse((due_us, name))) = self.due.peek().copied() {
             if due_us > now_us {
                 return None;
@@ -185,10 +207,11 @@ impl<S: Store> Router<S> {
 
     /// Takes the prefill of requests that show no first token for done, when it should be.
     pub(super) fn drain(&mut self, now_us: u64) {
-        while let Some((position, tokens)) = self.drains.next_due(now_us) {
-            self.loads.change(position, |load| {
+        while let Some(done) = self.drains.next_due(now_us) {
+            self.loads.change(done.position, |load| {
                 load.waiting = load.waiting.saturating_sub(1);
-                load.prefill_tokens = load.prefill_tokens.saturating_sub(tokens);
+                load.prefill_tokens = load.prefill_tokens.saturating_sub(done.work_tokens);
+                load.decoding_tokens = load.decoding_tokens.saturating_add(done.context_tokens);
             });
         }
     }
@@ -253,15 +276,16 @@ impl<S: Store> Router<S> {
         }
     }
 
-    /// Takes back what a charge entered as held.
+    /// Takes back what a charge entered as held; what was held before stays.
     fn retract(&mut self, charge: &mut Charge) {
-        let Some(held) = charge.held.as_ref() else {
+        let Some(held) = charge.held.as_mut() else {
             return;
         };
-        let marks = held.marks.get(held.known..).unwrap_or_default().to_vec();
-        if !marks.is_empty() {
-            self.tell(charge.position, Kind::Drop, 0, marks);
-        }
+        let fresh = held.marks.split_off(held.known.min(held.marks.len()));
+        let known = held.marks.clone();
+        held.marks.extend_from_slice(&fresh);
+        self.tell(charge.position, Kind::Hold, 0, known);
+        self.tell(charge.position, Kind::Drop, 0, fresh);
     }
 
     /// A completed request leaves its blocks as the most recently used.
@@ -269,20 +293,9 @@ impl<S: Store> Router<S> {
         let Some(held) = charge.held.take() else {
             return;
         };
-        let id = self
-            .endpoints
-            .get(charge.position)
-            .and_then(|endpoint| endpoint.id);
-        let epoch = id.and_then(|id| self.replica.as_ref()?.index().epoch(id));
         let output_chunks = u64::from(output_tokens).div_ceil(CHUNK_TOKENS) as u32;
-        // Within one epoch the entries are as fresh as they can be.
-        let marks = if epoch == held.epoch {
-            Vec::new()
-        } else {
-            held.marks
-        };
         let extra_chunks = held.tail_chunks.saturating_add(output_chunks);
-        self.tell(charge.position, Kind::Hold, extra_chunks, marks);
+        self.tell(charge.position, Kind::Hold, extra_chunks, held.marks);
     }
 
     fn tell(&mut self, position: usize, kind: Kind, extra_chunks: u32, marks: Vec<Mark>) {

@@ -84,6 +84,15 @@ impl<S: Store> Router<S> {
         if let (Some(prompt), Some(replica)) = (&prompt, &mut self.replica) {
             replica.follow(&self.store, now_us);
             self.held.iter_mut().for_each(|held| *held = 0);
+            for position in members {
+                let id = self
+                    .endpoints
+                    .get(*position)
+                    .and_then(|endpoint| endpoint.id);
+                if let (Some(id), Some(load)) = (id, self.loads.total(*position)) {
+                    replica.set_busy(id, load.decoding_tokens);
+                }
+            }
             let (positions, held) = (&self.positions, &mut self.held);
             replica.index().lookup(&prompt.chain, |engine, link| {
                 let position = positions
@@ -174,14 +183,13 @@ impl<S: Store> Router<S> {
             return;
         };
         let event = Event {
-            kind: Kind::Hold,
+            kind: Kind::Pin,
             engine,
             extra_chunks: 0,
             marks: std::mem::take(&mut held.marks),
         };
         replica.record(&event, &self.store, self.column);
         held.marks = event.marks;
-        held.epoch = replica.index().epoch(engine);
     }
 }
 
@@ -200,7 +208,6 @@ impl Held {
             marks,
             known,
             tail_chunks: tail_tokens.div_ceil(CHUNK_TOKENS) as u32,
-            epoch: None,
         }
     }
 }
