@@ -290,7 +290,7 @@ fn limits(reader: &mut Reader, path: &str, value: &Value) -> Option<Limits> {
         fields.count(reader, "worker_expiry_ms", 3000..=600_000, WORKER_EXPIRY_MS);
     let workers = fields.count(reader, "workers", 1..=1024, WORKERS);
     let prefix_table_bytes = fields
-        .optional_count(reader, "prefix_table_bytes", TABLE_RANGE)
+        .optional_count(reader, "prefix_table_bytes", TABLE_RANGE, "by KV capacity")
         .map(|bytes| bytes as usize);
     fields.finish(reader);
     Some(Limits {

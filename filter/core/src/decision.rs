@@ -85,6 +85,8 @@ pub enum Fallback {
     ModelBeyondLimit,
     /// The session key could stand beyond the read limit.
     KeyBeyondLimit,
+    /// The prompt goes on beyond the read limit; it is matched as far as it was read.
+    PromptBeyondLimit,
     /// Envoy does not show bodies of held requests.
     StopIterationMissing,
     /// No pool is known for the request; the route decides alone.
@@ -93,11 +95,12 @@ pub enum Fallback {
 
 impl Fallback {
     /// Every cause, for metrics that are defined in advance.
-    pub const ALL: [Fallback; 6] = [
+    pub const ALL: [Fallback; 7] = [
         Fallback::NotInference,
         Fallback::EncodedBody,
         Fallback::ModelBeyondLimit,
         Fallback::KeyBeyondLimit,
+        Fallback::PromptBeyondLimit,
         Fallback::StopIterationMissing,
         Fallback::NoPool,
     ];
@@ -109,6 +112,7 @@ impl Fallback {
             Fallback::EncodedBody => "encoded_body",
             Fallback::ModelBeyondLimit => "model_beyond_limit",
             Fallback::KeyBeyondLimit => "key_beyond_limit",
+            Fallback::PromptBeyondLimit => "prompt_beyond_limit",
             Fallback::StopIterationMissing => "stop_iteration_missing",
             Fallback::NoPool => "no_pool",
         }

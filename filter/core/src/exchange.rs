@@ -136,7 +136,11 @@ impl Exchange {
         };
         let key = self.key.with_body(self.scan.as_ref(), true);
         let fallback = match fallback {
-            Fallback::ModelBeyondLimit if model_known => Fallback::KeyBeyondLimit,
+            Fallback::ModelBeyondLimit if !model_known => fallback,
+            Fallback::ModelBeyondLimit if router.wants_prompt(&target) => {
+                Fallback::PromptBeyondLimit
+            }
+            Fallback::ModelBeyondLimit => Fallback::KeyBeyondLimit,
             other => other,
         };
         self.decide(router, &target, found(key), Some(fallback), now_us)
@@ -236,7 +240,10 @@ impl Exchange {
         ) {
             Ok((decision, charge)) => {
                 self.charge = Some(charge);
-                Step::Route(completed(decision, self.rewrite(target), fallback))
+                let rewrite = self.rewrite(target);
+                // Nothing more is read; a long stream need not keep what was.
+                self.scan = None;
+                Step::Route(completed(decision, rewrite, fallback))
             }
             Err(answer) => Step::Answer(answer),
         }

@@ -65,8 +65,8 @@ pub enum Kind {
 }
 
 /// The positions of a chain of `links` links that are stored, in order, with their distance to the
-/// one before: position p (from 1) is stored if the greatest power of two not above p / 8 divides
-/// it, and so are the last four.
+/// one before: position p (from 1) is stored if a sixteenth of the next power of two divides it, and
+/// so are the last four.
 pub fn ruler(links: usize) -> impl Iterator<Item = (usize, u16)> {
     let mut before = 0;
     (1..=links).filter_map(move |position| {

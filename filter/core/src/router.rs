@@ -101,7 +101,7 @@ impl<S: Store> Router<S> {
         let owner = policy::next_random(&mut random).max(1);
         let replica = wants_prompt.then(|| {
             let engines = capacities(&config, &pools, &endpoints);
-            Replica::new(config.prefix_table_bytes(), &engines, &store)
+            Replica::new(config.prefix_table_bytes(), &engines)
         });
         let ids_of = endpoints.iter().enumerate();
         let mut router = Router {

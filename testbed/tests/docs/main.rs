@@ -10,8 +10,12 @@
     reason = "a panic is a failed test"
 )]
 
+mod example;
 mod options;
 mod pages;
+mod prompts;
+mod state;
+mod tables;
 
 use std::collections::BTreeSet;
 
@@ -160,10 +164,12 @@ fn bounds_and_defaults_are_those_that_errors_name() {
         let errors = errors(&with(&complete, &place, wrong));
         let error = errors.iter().find(|error| error.path == *path).expect(path);
         let row = &rows[&place.option()];
-        let (want, default) = match error.want.split_once(" (default ") {
-            Some((want, default)) => (want, default.strip_suffix(')')),
+        // `(default 3)` names a value, `(default: off)` says what happens without one.
+        let (want, default) = match error.want.split_once(" (default") {
+            Some((want, rest)) => (want, rest.strip_prefix(' ')),
             None => (error.want.as_str(), None),
         };
+        let default = default.and_then(|rest| rest.strip_suffix(')'));
         if let Some((low, high)) = want.split_once("..=") {
             let low = low.rsplit(' ').next().unwrap_or_default();
             assert_eq!(row[BOUNDS], format!("{low} to {high}"), "bounds of {path}");

@@ -300,7 +300,7 @@ fn policy(reader: &mut Reader, path: &str, value: &Value) -> Option<PolicyConfig
                 .number(reader, "context_weight", 0.0..=10.0)
                 .unwrap_or(CONTEXT_WEIGHT),
             imbalance_threshold: fields
-                .optional_count(reader, "imbalance_threshold", 1..=1_000_000)
+                .optional_count(reader, "imbalance_threshold", 1..=1_000_000, "off")
                 .map(|requests| requests as u32),
         }),
         "cache_aware" => PolicyConfig::CacheAware(CacheAwareOptions {

@@ -162,12 +162,13 @@ impl<'a> Fields<'a> {
         read.unwrap_or(default)
     }
 
-    /// A whole number that may be left out.
+    /// A whole number that may be left out; `default` tells what happens then.
     pub(super) fn optional_count(
         &mut self,
         reader: &mut Reader,
         name: &'static str,
         range: RangeInclusive<u64>,
+        default: &str,
     ) -> Option<u64> {
         self.optional(reader, name, |reader, path, value| {
             let number = value.as_u64().filter(|number| range.contains(number));
@@ -176,7 +177,7 @@ impl<'a> Fields<'a> {
                 reader.error(
                     path,
                     value,
-                    &format!("a whole number in {low}..={high} (default: off)"),
+                    &format!("a whole number in {low}..={high} (default: {default})"),
                 );
             }
             number

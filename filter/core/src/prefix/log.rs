@@ -3,8 +3,7 @@
 //! In a picture: a ring of [`PAGES`] pages for each worker. Only the worker itself writes; it
 //! rewrites the newest page with every event and turns to the next when it is full. Others remember
 //! up to which event they have read and fetch only pages with newer ones. A reader that was
-//! overtaken by the ring misses the events between; they are credit that it does not see until the
-//! next snapshot, nothing worse.
+//! overtaken by the ring misses the events between: it knows less, never something wrong.
 //!
 //! Layout of a page: version byte, owner (u64), number of its first event (u64), then the events:
 //! kind (u8), engine (u16), extra chunks (u32), count of marks (u16), and for each mark link (u64)

@@ -29,12 +29,10 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// A replica of at most `bytes` bytes for engines with these KV capacities in tokens, as warm as
-    /// the last snapshot.
-    pub fn new<S: Store>(bytes: usize, engines: &[(EndpointId, u64)], store: &S) -> Self {
+    /// A replica of at most `bytes` bytes for engines with these KV capacities in tokens.
+    pub fn new(bytes: usize, engines: &[(EndpointId, u64)]) -> Self {
         let mut index = Index::new(bytes);
         index.set_engines(engines);
-        snapshot::load(&mut index, store);
         Replica {
             index,
             writer: log::Writer::default(),
@@ -43,6 +41,11 @@ impl Replica {
             cursor: Cursor::default(),
             read_us: None,
         }
+    }
+
+    /// Reads the snapshot, before the first decision: the logs tell what came after it.
+    pub fn warm_up<S: Store>(&mut self, store: &S) {
+        snapshot::load(&mut self.index, store);
     }
 
     /// The index.

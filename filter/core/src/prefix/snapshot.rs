@@ -1,7 +1,6 @@
 //! How a newborn worker starts warm: one worker writes its replica out, piece by piece.
 //!
-//! The table is cut into pieces of [`PIECE_SETS`] sets, each a shared value of its own, and the
-//! clocks are one more. The living worker with the lowest column writes a few pieces with each tick,
+//! The table is cut into pieces of [`PIECE_SETS`] sets, each a shared value of its own. The living worker with the lowest column writes a few pieces with each tick,
 //! in turn, and only those that changed. Whoever starts reads them all, then follows the logs.
 //!
 //! Every piece stands for itself: an entry names its engine by its shared id and carries its age in
@@ -16,7 +15,7 @@ use super::Index;
 use crate::ids::EndpointId;
 use crate::store::Store;
 
-/// Sets of one piece: at most 8 slots x 4 holders x 16 bytes each, 64 KiB.
+/// Sets of one piece: at most 8 slots x 4 holders x 14 bytes each, 56 KiB.
 pub const PIECE_SETS: usize = 128;
 /// Pieces written with one tick.
 pub const PIECES_PER_TICK: usize = 8;

@@ -37,6 +37,9 @@ impl<S: Store> Router<S> {
     pub(super) fn join(&mut self, now_us: u64) {
         if !self.joined {
             self.joined = true;
+            if let Some(replica) = self.replica.as_mut() {
+                replica.warm_up(&self.store);
+            }
             self.beat(now_us);
         }
     }

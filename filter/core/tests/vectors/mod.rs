@@ -100,6 +100,9 @@ pub fn computed() -> String {
         r#""random""#,
         r#""power_of_two""#,
         r#""consistent_hash""#,
+        r#""prefix""#,
+        r#"{"prefix": {"home_affinity": 0.9}}"#,
+        r#""cache_aware""#,
     ] {
         decisions(&mut out, policy);
     }
