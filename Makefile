@@ -80,6 +80,13 @@ e2e: $(ENVOY) module testbed ## Drive a real Envoy; CONCURRENCY=1,2 worker threa
 	$(STEP) 'end to end, in $(ENVOY)'
 	@$(TESTBED) e2e --envoy $(ENVOY) --module $(MODULE) --concurrency $(CONCURRENCY) $(ARGS)
 
+.PHONY: bench
+bench: $(ENVOY) module testbed ## Measure the core, then a real Envoy with and without warmpath; ARGS='--sizes 1k --corpus hot'
+	$(STEP) 'the core, natively'
+	cargo bench --quiet -p warmpath-core --bench core
+	$(STEP) 'routers side by side, in $(ENVOY)'
+	@$(TESTBED) bench --envoy $(ENVOY) --module $(MODULE) $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what was built; what was downloaded stays in .tools
 	rm -rf $(TARGET_DIR) dist
