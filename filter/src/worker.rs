@@ -8,8 +8,10 @@ use std::collections::HashMap;
 use warmpath_core::router::Outcome;
 use warmpath_core::{Config, Decision, Exchange, Fallback, Head, Router, Step};
 
-/// Bytes read from a body at a time: a slice costs its size, and most decisions need the first only.
+/// Bytes read from a body at a time: a slice costs its size.
 const READ_BYTES: usize = 64 * 1024;
+/// Bytes read first where the prompt is of no interest: the model mostly stands in them.
+const FIRST_READ_BYTES: usize = 4 * 1024;
 /// A held request whose body was never shown is let go after this long.
 const STRANDED_US: u64 = 1_000_000;
 /// That many in a row, and nothing more is held for a while.
@@ -57,7 +59,8 @@ enum Holding {
 pub struct Worker {
     router: Router<SharedData>,
     metrics: Metrics,
-    requests: HashMap<u32, Request>,
+    /// Boxed: a request changes hands with every callback.
+    requests: HashMap<u32, Box<Request>>,
     holding: Holding,
 }
 
@@ -90,7 +93,7 @@ impl Worker {
         let content_length = find("content-length")
             .and_then(|value| std::str::from_utf8(value).ok())
             .and_then(|value| value.parse().ok());
-        let mut request = Request {
+        let mut request = Box::new(Request {
             exchange: Exchange::default(),
             phase: Phase::Held,
             held_us: now_us,
@@ -100,7 +103,7 @@ impl Worker {
             explained: None,
             id,
             content_length,
-        };
+        });
         let head = Head {
             headers: &headers,
             end_of_stream,
@@ -143,7 +146,8 @@ impl Worker {
                 let step = request
                     .exchange
                     .on_body(&mut self.router, &[], true, host::now_us());
-                self.apply(&mut request, step, 0)
+                let held_bytes = request.read;
+                self.apply(&mut request, step, held_bytes)
             }
             Phase::Sent => Action::Continue,
             Phase::Answered => Action::Pause,
@@ -161,11 +165,15 @@ impl Worker {
         if request.phase != Phase::Sent || !(charged || request.explained.is_some()) {
             return Action::Continue;
         }
-        request.accepted = host::response_is_success();
+        // Each read of Envoy's state costs; the status matters only to what was learned of a prompt.
+        request.accepted = !request.exchange.holds_prompt() || host::response_is_success();
         if let Some(address) = host::upstream_address() {
-            request
-                .exchange
-                .served_by(&mut self.router, &address, host::now_us());
+            if !request.exchange.is_at(&self.router, &address) {
+                let now_us = host::now_us();
+                request
+                    .exchange
+                    .served_by(&mut self.router, &address, now_us);
+            }
             if request.explained.is_some() {
                 host::set_response_header("x-warmpath-endpoint", &address);
             }
@@ -211,6 +219,7 @@ impl Worker {
     pub fn tick(&mut self) -> Vec<u32> {
         let now_us = host::now_us();
         self.router.tick(now_us);
+        self.metrics.flush();
         let Holding::Untried { stranded } = self.holding else {
             return Vec::new();
         };
@@ -260,6 +269,7 @@ impl Worker {
 
     /// The config is no longer used.
     pub fn leave(&mut self) {
+        self.metrics.flush();
         self.router.leave();
     }
 
@@ -283,7 +293,11 @@ impl Worker {
         let now_us = host::now_us();
         let readable = size.min(limit);
         loop {
-            let length = readable.saturating_sub(request.read).min(READ_BYTES);
+            let most = match request.read {
+                0 if !self.router.plan().prompt() => FIRST_READ_BYTES,
+                _ => READ_BYTES,
+            };
+            let length = readable.saturating_sub(request.read).min(most);
             let bytes = match length {
                 0 => Vec::new(),
                 length => host::request_body(request.read, length).unwrap_or_default(),

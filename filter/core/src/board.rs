@@ -47,6 +47,8 @@ pub struct Board<R> {
     ids: Vec<Option<EndpointId>>,
     positions: AHashMap<u16, usize>,
     buffer: Vec<u8>,
+    /// Slot and key of our column.
+    key: Option<(u16, String)>,
 }
 
 #[derive(Debug)]
@@ -72,6 +74,7 @@ impl<R: Row> Board<R> {
             ids,
             positions,
             buffer: Vec::new(),
+            key: None,
         }
     }
 
@@ -93,6 +96,11 @@ impl<R: Row> Board<R> {
         if let Some(row) = self.total.get_mut(position) {
             change(row);
         }
+    }
+
+    /// Whether no other worker is alive.
+    pub fn is_alone(&self) -> bool {
+        self.peers.is_empty()
     }
 
     /// Takes over who is alive.
@@ -124,8 +132,8 @@ impl<R: Row> Board<R> {
         self.sum();
     }
 
-    /// Reads the columns of the others that are due.
-    pub fn refresh<S: Store>(&mut self, store: &S, now_us: u64) {
+    /// Reads the columns of the others that are due; whether any was.
+    pub fn refresh<S: Store>(&mut self, store: &S, now_us: u64) -> bool {
         let spacing_us = READ_SPACING_US.saturating_mul(self.peers.len() as u64);
         let mut changed = false;
         for peer in &mut self.peers {
@@ -150,6 +158,7 @@ impl<R: Row> Board<R> {
         if changed {
             self.sum();
         }
+        changed
     }
 
     /// Writes our column.
@@ -165,7 +174,16 @@ impl<R: Row> Board<R> {
                 row.encode(&mut self.buffer);
             }
         }
-        store.set(&key::<R>(column.slot), &self.buffer);
+        if self
+            .key
+            .as_ref()
+            .is_none_or(|(slot, _)| *slot != column.slot)
+        {
+            self.key = Some((column.slot, key::<R>(column.slot)));
+        }
+        if let Some((_, key)) = &self.key {
+            store.set(key, &self.buffer);
+        }
     }
 
     fn sum(&mut self) {

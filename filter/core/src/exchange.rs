@@ -44,7 +44,8 @@ pub struct Exchange {
     api: Option<Api>,
     key: HeaderKey,
     pool_header: Option<Vec<u8>>,
-    scan: Option<RequestScan>,
+    /// Boxed: a request is moved more often than it is scanned.
+    scan: Option<Box<RequestScan>>,
     charge: Option<Charge>,
 }
 
@@ -82,7 +83,7 @@ impl Exchange {
         {
             return self.decide(router, &target, key, None, now_us);
         }
-        self.scan = Some(RequestScan::new(api));
+        self.scan = Some(Box::new(RequestScan::new(api)));
         Step::Hold
     }
 
@@ -104,6 +105,8 @@ impl Exchange {
         if let Err(error) = result {
             return Step::Answer(Answer::bad_json(&error.to_string()));
         }
+        // A proxy tells of the end in a callback of its own; the closing brace tells it sooner.
+        let ended = ended || scan.is_complete();
         let target = match self.target(router, ended) {
             Ok(Some(target)) => target,
             Ok(None) => return Step::Hold,
@@ -134,7 +137,7 @@ impl Exchange {
         let Some(target) = known.or_else(|| router.default_target(pool_header)) else {
             return self.pass(router, Fallback::NoPool);
         };
-        let key = self.key.with_body(self.scan.as_ref(), true);
+        let key = self.key.with_body(self.scan.as_deref(), true);
         let fallback = match fallback {
             Fallback::ModelBeyondLimit if !model_known => fallback,
             Fallback::ModelBeyondLimit if router.wants_prompt(&target) => {
@@ -167,6 +170,17 @@ impl Exchange {
         }
     }
 
+    /// Whether the request is counted at the endpoint with this address.
+    pub fn is_at<S: Store>(&self, router: &Router<S>, address: &[u8]) -> bool {
+        let charged = self.charge.as_ref();
+        charged.is_some_and(|charge| router.address(charge.position()).as_bytes() == address)
+    }
+
+    /// Whether its prompt was entered as held, so that its outcome matters.
+    pub fn holds_prompt(&self) -> bool {
+        self.charge.as_ref().is_some_and(Charge::holds_prompt)
+    }
+
     /// Whether the request is counted as in flight.
     pub fn is_charged(&self) -> bool {
         self.charge.is_some()
@@ -182,7 +196,10 @@ impl Exchange {
 
     /// Where the model leads; `None` while it may still come.
     fn target<S: Store>(&self, router: &Router<S>, ended: bool) -> Result<Option<Target>, Answer> {
-        let field = self.scan.as_ref().map_or(Field::Absent, RequestScan::model);
+        let field = self
+            .scan
+            .as_deref()
+            .map_or(Field::Absent, RequestScan::model);
         match field {
             Field::Text(model) => match router.target(model) {
                 Some(target) => Ok(Some(target.clone())),
@@ -212,7 +229,7 @@ impl Exchange {
         if !router.wants_key(target) {
             return Some(None);
         }
-        match self.key.with_body(self.scan.as_ref(), ended) {
+        match self.key.with_body(self.scan.as_deref(), ended) {
             Key::Unknown => None,
             key => Some(found(key)),
         }

@@ -124,6 +124,21 @@ impl Index {
         }
     }
 
+    /// How many of the marks an engine holds, up to the deepest.
+    pub fn known(&self, marks: &[Mark], engine: EndpointId) -> usize {
+        let holds = |mark: &Mark| {
+            let mut found = false;
+            self.table.find(mark.link, |holder, epoch| {
+                found |= holder == engine.0 && self.clocks.is_live(holder, epoch);
+            });
+            found
+        };
+        marks
+            .iter()
+            .rposition(holds)
+            .map_or(0, |deepest| deepest + 1)
+    }
+
     /// Tells how much of an engine's cache running requests take, which cannot hold anything else.
     pub fn set_busy(&mut self, engine: EndpointId, tokens: u64) {
         self.clocks.set_busy(engine.0, tokens);

@@ -50,6 +50,10 @@ pub struct Router<S> {
     owner: u64,
     column: Option<Column>,
     joined: bool,
+    joined_us: u64,
+    published_us: u64,
+    /// Whether a policy looks at request rates.
+    counts_rates: bool,
     touched_ms: u64,
     random: u64,
 }
@@ -123,6 +127,9 @@ impl<S: Store> Router<S> {
             owner,
             column: None,
             joined: false,
+            joined_us: 0,
+            published_us: 0,
+            counts_rates: config.pools.iter().any(|pool| pool.policy.counts_rates()),
             touched_ms: now_us / 1000,
             random,
             config,
@@ -150,12 +157,15 @@ impl<S: Store> Router<S> {
 
     /// Addresses of a decision, best first, joined as `override_host` reads them.
     pub fn destination(&self, decision: &Decision) -> String {
-        let addresses: Vec<&str> = decision
-            .ranked
-            .iter()
-            .map(|position| self.address(*position))
-            .collect();
-        addresses.join(",")
+        // The longest form of an IPv6 address and a port.
+        let mut list = String::with_capacity(48 * decision.ranked.len());
+        for position in &decision.ranked {
+            if !list.is_empty() {
+                list.push(',');
+            }
+            list.push_str(self.address(*position));
+        }
+        list
     }
 
     /// Requests in flight at an endpoint, as this worker knows.

@@ -76,6 +76,12 @@ impl RequestScan {
         self.lexer.feed(bytes, &mut receiver)
     }
 
+    /// Whether the whole object has been read, so that nothing of interest can follow.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.lexer.is_complete()
+    }
+
     /// The body has ended.
     ///
     /// # Errors

@@ -231,6 +231,7 @@ fn a_dead_workers_load_expires_and_its_slot_is_taken() {
     for _ in 0..10 {
         let _lost_with_its_vm = decide(&mut dead, None, 1_000_000);
     }
+    dead.tick(1_050_000);
     drop(dead);
     let first = decide(&mut alive, None, 1_100_000).expect("endpoints").1;
     alive.end(first, SERVED, 1_100_000);

@@ -101,6 +101,15 @@ impl PolicyConfig {
         }
     }
 
+    /// Whether the policy looks at request rates.
+    pub fn counts_rates(&self) -> bool {
+        match self {
+            PolicyConfig::LowestQps { .. } => true,
+            PolicyConfig::ConsistentHash { without_key, .. } => without_key.counts_rates(),
+            _ => false,
+        }
+    }
+
     /// KV capacity of an endpoint in tokens, if the policy looks at prompts.
     pub fn kv_tokens(&self) -> Option<u64> {
         match self {

@@ -6,7 +6,9 @@
 //! cost = W + alpha * u * (1 - home_affinity * [engine is the conversation's home])
 //!          + request_tokens * n + context_weight * c
 //! u     = max(16, prompt tokens - tokens held by the engine)
-//! alpha = 1 + stickiness * (requests without a first token / engines, at most 8)
+//! alpha = 1 + stickiness * q
+//! q     = mean over engines of the requests without a first token, each counted to at most 2 more
+//!         than the least of them; at most 8
 //! ```
 //!
 //! `W` is the prefill work that awaits a first token at the engine, `n` its requests in flight, `c`
@@ -19,9 +21,9 @@
 //! the least loaded differ by that many requests.
 
 use super::consistent_hash::score;
-use super::{View, least, least_request};
+use super::{View, least_request};
 use crate::decision::Reason;
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 
 /// What of a prompt is known, and where it is held.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +55,9 @@ pub struct PrefixOptions {
 
 /// No engine computes less than a block again.
 const LEAST_WORK_TOKENS: u64 = 16;
+/// How far beyond the shortest queue one counts. A queue at one engine says nothing about the cost
+/// of doing work twice while another engine is idle.
+const MOST_BEYOND_SHORTEST: u32 = 2;
 /// Beyond this many waiting requests per engine, more do not make a hit worth more.
 const MOST_WAITING: f64 = 8.0;
 
@@ -67,12 +72,15 @@ pub(super) fn rank(view: &View, options: &PrefixOptions) -> (Vec<usize>, Reason)
         return least_request::rank(view);
     };
     let load = |position: usize| view.loads.total(position).copied().unwrap_or_default();
-    let waiting: u32 = view
+    let waiting = |position: &usize| load(*position).waiting;
+    let shortest = view.members.iter().map(waiting).min().unwrap_or_default();
+    let longest = shortest.saturating_add(MOST_BEYOND_SHORTEST);
+    let queued: u32 = view
         .members
         .iter()
-        .map(|position| load(*position).waiting)
+        .map(|position| waiting(position).min(longest))
         .sum();
-    let queue = f64::from(waiting) / view.members.len().max(1) as f64;
+    let queue = f64::from(queued) / view.members.len().max(1) as f64;
     let alpha = 1.0 + options.stickiness * queue.min(MOST_WAITING);
     let home = (options.home_affinity > 0.0)
         .then(|| home(view, warmth.conversation))
@@ -90,15 +98,35 @@ pub(super) fn rank(view: &View, options: &PrefixOptions) -> (Vec<usize>, Reason)
             + options.request_tokens * f64::from(load.in_flight)
             + options.context_weight * load.context_tokens as f64;
         // The bits of a float that is not negative are in its order.
-        let rank = Reverse(score(view, warmth.conversation, *position));
-        (cost.max(0.0).to_bits(), rank, *position)
+        (cost.max(0.0).to_bits(), *position)
     });
-    let ranked: Vec<usize> = least(costs, view.candidates)
-        .into_iter()
-        .map(|(_, _, position)| position)
-        .collect();
+    let rank = |position: usize| Reverse(score(view, warmth.conversation, position));
+    let ranked = cheapest(costs, rank, view.candidates);
     let reason = reason(view, &warmth, ranked.first().copied());
     (ranked, reason)
+}
+
+/// The `count` cheapest positions; only equal costs are told apart by `rank`.
+fn cheapest<R: Ord>(
+    costs: impl Iterator<Item = (u64, usize)>,
+    rank: impl Fn(usize) -> R,
+    count: usize,
+) -> Vec<usize> {
+    let mut best: Vec<(u64, usize)> = Vec::with_capacity(count.saturating_add(1));
+    for (cost, position) in costs {
+        let goes_before = |other: &(u64, usize)| match cost.cmp(&other.0) {
+            Ordering::Less => true,
+            Ordering::Greater => false,
+            Ordering::Equal => (rank(position), position) < (rank(other.1), other.1),
+        };
+        if best.len() == count && !best.last().is_some_and(goes_before) {
+            continue;
+        }
+        let at = best.iter().position(goes_before).unwrap_or(best.len());
+        best.insert(at, (cost, position));
+        best.truncate(count);
+    }
+    best.into_iter().map(|(_, position)| position).collect()
 }
 
 /// Tokens that an endpoint would have to prefill.

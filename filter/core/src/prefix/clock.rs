@@ -22,8 +22,9 @@ use super::CHUNK_TOKENS;
 /// epoch is the least that can be dropped from it.
 const EPOCHS: u64 = 128;
 /// How much more than the capacity idle entries may count for: prompts that overlap are counted
-/// twice in places. Simulated on all traces, 10 to 20 is best; 0 forgets too early at saturation.
-const SLACK_PERCENT: u64 = 15;
+/// twice in places. Simulated on all traces, 5 to 10 is best; 0 forgets too early at
+/// saturation, 15 too late.
+const SLACK_PERCENT: u64 = 8;
 /// How far ahead a pin is stamped, in epochs: four capacities. Under saturation many requests
 /// complete while one waits, and each moves the clock.
 const PIN_EPOCHS: u16 = 512;

@@ -73,6 +73,11 @@ impl Charge {
         }
     }
 
+    /// Whether a prompt was entered as held.
+    pub fn holds_prompt(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// Position of the endpoint.
     pub fn position(&self) -> usize {
         self.position
@@ -202,7 +207,7 @@ impl<S: Store> Router<S> {
         if !charge.streamed && charge.work_tokens > 0 {
             self.drains.open(charge, now_us);
         }
-        self.publish_loads(now_us);
+        self.publish(now_us);
     }
 
     /// Takes the prefill of requests that show no first token for done, when it should be.
@@ -213,6 +218,7 @@ impl<S: Store> Router<S> {
                 load.prefill_tokens = load.prefill_tokens.saturating_sub(done.work_tokens);
                 load.decoding_tokens = load.decoding_tokens.saturating_add(done.context_tokens);
             });
+            self.tell_busy(done.position);
         }
     }
 
@@ -232,9 +238,9 @@ impl<S: Store> Router<S> {
         });
         self.retract(charge);
         charge.position = served;
-        if let Some(held) = charge.held.as_mut() {
-            // What this engine held before was not looked up; it keeps all of it if it fails.
-            held.known = held.marks.len();
+        let id = self.endpoints.get(served).and_then(|endpoint| endpoint.id);
+        if let (Some(held), Some(id), Some(replica)) = (charge.held.as_mut(), id, &self.replica) {
+            held.known = replica.index().known(&held.marks, id);
         }
         self.hold(charge);
         self.begin(charge, now_us);
@@ -246,12 +252,13 @@ impl<S: Store> Router<S> {
         if std::mem::take(&mut charge.waiting) {
             self.loads
                 .change(charge.position, |load| charge.take_from(load, true, false));
+            self.tell_busy(charge.position);
             if charge.streamed {
                 let took_us = now_us.saturating_sub(charge.started_us);
                 self.drains
                     .learn(charge.position, charge.queued_tokens, took_us);
             }
-            self.publish_loads(now_us);
+            self.publish_soon(now_us);
         }
     }
 
@@ -262,11 +269,25 @@ impl<S: Store> Router<S> {
         self.loads.change(charge.position, |load| {
             charge.take_from(load, waiting, true)
         });
+        self.tell_busy(charge.position);
         match outcome {
             Outcome::Failed => self.retract(&mut charge),
             Outcome::Served { output_tokens } => self.release(&mut charge, output_tokens),
         }
-        self.publish_loads(now_us);
+        self.publish(now_us);
+    }
+
+    /// Tells the index how much of an endpoint's cache running requests take.
+    pub(super) fn tell_busy(&mut self, position: usize) {
+        let id = self
+            .endpoints
+            .get(position)
+            .and_then(|endpoint| endpoint.id);
+        if let (Some(id), Some(load), Some(replica)) =
+            (id, self.loads.total(position), self.replica.as_mut())
+        {
+            replica.set_busy(id, load.decoding_tokens);
+        }
     }
 
     /// Ends the estimate of a charge, if there is one.

@@ -54,7 +54,9 @@ impl<S: Store> Router<S> {
     /// The answer to give when no endpoint can take the request.
     pub fn decide(&mut self, ask: Ask, now_us: u64) -> Result<(Decision, Charge), Answer> {
         self.join(now_us);
-        self.loads.refresh(&self.store, now_us);
+        if self.loads.refresh(&self.store, now_us) {
+            (0..self.endpoints.len()).for_each(|position| self.tell_busy(position));
+        }
         self.drain(now_us);
         let target = ask.target;
         let members = self
@@ -84,15 +86,6 @@ impl<S: Store> Router<S> {
         if let (Some(prompt), Some(replica)) = (&prompt, &mut self.replica) {
             replica.follow(&self.store, now_us);
             self.held.iter_mut().for_each(|held| *held = 0);
-            for position in members {
-                let id = self
-                    .endpoints
-                    .get(*position)
-                    .and_then(|endpoint| endpoint.id);
-                if let (Some(id), Some(load)) = (id, self.loads.total(*position)) {
-                    replica.set_busy(id, load.decoding_tokens);
-                }
-            }
             let (positions, held) = (&self.positions, &mut self.held);
             replica.index().lookup(&prompt.chain, |engine, link| {
                 let position = positions
@@ -131,7 +124,6 @@ impl<S: Store> Router<S> {
         if let Some(window_us) = window_us {
             let bucket = rate::bucket(now_us, window_us);
             self.rates.change(position, |rate| rate.count(bucket));
-            self.publish_rates(now_us);
         }
         let charge = self.charge(position, work_tokens, prompt, now_us);
         let decision = Decision {

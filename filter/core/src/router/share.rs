@@ -1,9 +1,14 @@
 //! Keeping up with the other workers: heartbeats, columns, logs.
 
 use super::Router;
+use crate::board::READ_SPACING_US;
 use crate::ids::{self, EndpointId};
 use crate::store::Store;
 use crate::workers;
+
+/// Workers mostly start together, each with its first request: in this time a worker that sees no
+/// other does not take itself for alone.
+const STARTING_US: u64 = 10_000_000;
 
 impl<S: Store> Router<S> {
     /// Renews what must be renewed while time passes; about twice a second.
@@ -37,6 +42,7 @@ impl<S: Store> Router<S> {
     pub(super) fn join(&mut self, now_us: u64) {
         if !self.joined {
             self.joined = true;
+            self.joined_us = now_us;
             if let Some(replica) = self.replica.as_mut() {
                 replica.warm_up(&self.store);
             }
@@ -61,21 +67,35 @@ impl<S: Store> Router<S> {
             replica.set_peers(&roll.peers);
         }
         self.column = roll.own;
-        self.publish_loads(now_us);
+        self.publish_now(now_us);
     }
 
-    /// Writes our column and our log.
-    pub(super) fn publish_loads(&mut self, now_us: u64) {
-        let Some(column) = self.column else { return };
-        self.loads.publish(&self.store, column, now_us);
-        if let Some(replica) = self.replica.as_mut() {
-            replica.publish(&self.store, self.column);
+    /// Makes our figures and events known, if anybody is there to read them. Alone, the tick does
+    /// it: who joins later knows all but the last tick's.
+    pub(super) fn publish(&mut self, now_us: u64) {
+        let starting = now_us.saturating_sub(self.joined_us) < STARTING_US;
+        if starting || !self.loads.is_alone() {
+            self.publish_now(now_us);
         }
     }
 
-    pub(super) fn publish_rates(&mut self, now_us: u64) {
-        if let Some(column) = self.column {
+    /// The same for what others need not know at once, if they can know it only later anyway.
+    pub(super) fn publish_soon(&mut self, now_us: u64) {
+        let fresh = |age_us: u64| age_us < READ_SPACING_US;
+        if !now_us.checked_sub(self.published_us).is_some_and(fresh) {
+            self.publish(now_us);
+        }
+    }
+
+    fn publish_now(&mut self, now_us: u64) {
+        let Some(column) = self.column else { return };
+        self.published_us = now_us;
+        self.loads.publish(&self.store, column, now_us);
+        if self.counts_rates {
             self.rates.publish(&self.store, column, now_us);
+        }
+        if let Some(replica) = self.replica.as_mut() {
+            replica.publish(&self.store, self.column);
         }
     }
 }

@@ -155,6 +155,11 @@ impl Lexer {
         Ok(())
     }
 
+    /// Whether the object is complete; only white space may follow.
+    pub(super) fn is_complete(&self) -> bool {
+        self.failed.is_none() && matches!(self.state, State::Done)
+    }
+
     /// The body has ended.
     pub(super) fn finish(&mut self) -> Result<(), ScanError> {
         match (self.failed, self.state) {

@@ -80,7 +80,8 @@ impl ScanPlan {
     }
 
     /// Whether prompt text is hashed.
-    pub(super) fn prompt(&self) -> bool {
+    #[must_use]
+    pub fn prompt(&self) -> bool {
         self.prompt
     }
 
