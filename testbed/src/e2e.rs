@@ -6,13 +6,27 @@
 //! what breaks. To add a theme, write `e2e/<theme>.rs` with a `cases()` and name it in [`cases`].
 
 mod answers;
+mod arrival;
 mod bodies;
 mod client;
+mod conversation;
+mod counters;
 mod failures;
 mod harness;
+mod limits;
+mod models;
+mod passing;
+mod policies;
+mod prefix;
+mod pressure;
 mod raw;
+mod refusals;
+mod replay;
 mod routing;
 mod sessions;
+mod spec;
+mod spread;
+mod workers;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -57,7 +71,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 config: existing(&args.config)?,
                 concurrency,
             };
-            let name = format!("{} [workers={concurrency}]", case.name);
+            let name = match (case.workers, args.concurrency.first()) {
+                (None, _) => format!("{} [workers={concurrency}]", case.name),
+                (Some(workers), first) if first == Some(&concurrency) => {
+                    format!("{} [workers={workers}]", case.name)
+                }
+                _ => continue,
+            };
             trials.push(Trial::test(name, move || case.run(setting)));
         }
     }
@@ -69,6 +89,14 @@ fn cases() -> Vec<Case> {
     [
         routing::cases(),
         sessions::cases(),
+        policies::cases(),
+        models::cases(),
+        limits::cases(),
+        passing::cases(),
+        refusals::cases(),
+        prefix::cases(),
+        pressure::cases(),
+        replay::cases(),
         answers::cases(),
         bodies::cases(),
         failures::cases(),
@@ -91,6 +119,8 @@ type Body = Box<dyn Fn(&Context) -> anyhow::Result<()> + Send + Sync>;
 /// One test.
 struct Case {
     name: String,
+    /// What it says of workers if it chooses their numbers itself; it then runs once.
+    workers: Option<&'static str>,
     body: Body,
 }
 
@@ -113,8 +143,15 @@ impl Case {
         };
         Self {
             name: name.to_owned(),
+            workers: None,
             body: Box::new(body),
         }
+    }
+
+    /// The same test, which chooses the numbers of workers itself.
+    fn with_own_workers(mut self, workers: &'static str) -> Self {
+        self.workers = Some(workers);
+        self
     }
 
     fn run(&self, setting: Setting) -> Result<(), Failed> {

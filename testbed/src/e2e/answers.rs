@@ -56,6 +56,13 @@ async fn errors_have_the_format_of_openai(context: &Context) -> anyhow::Result<(
         let sent = call.body.clone();
         let reply = stack.send(call).await?.expect_status(status)?;
         ensure!(is_openai_error(&reply)?, "{sent:?}: {}", reply.text());
+        let retry_after: Option<u32> = reply.header("retry-after").and_then(|it| it.parse().ok());
+        let expected = if status == 503 {
+            retry_after > Some(0)
+        } else {
+            retry_after.is_none()
+        };
+        ensure!(expected, "{status} with retry-after {retry_after:?}");
     }
     ensure!(
         stack.requests_seen().iter().sum::<u64>() == 0,

@@ -1,12 +1,11 @@
 //! Bodies arrive in any pieces and sizes: the choice of the engine and the bytes it gets are those
 //! of the body as a whole.
 
-use anyhow::{Context as _, ensure};
-use bytes::Bytes;
+use anyhow::ensure;
 use serde_json::json;
-use xxhash_rust::xxh3::xxh3_64;
 
-use super::client::{Call, Reply, Transport};
+use super::arrival::whole;
+use super::client::{Call, Transport};
 use super::harness::{Context, Stack, StackSpec};
 use super::raw::{Framing, Pieces};
 use super::{Case, named};
@@ -34,23 +33,6 @@ fn late_model(session: &str) -> Call {
     let text = body.to_string();
     let text = text.replace("\"z-model-comes-last\":1", "\"model\":\"llama-3-8b\"");
     Call::post("/v1/chat/completions", &body).body(text)
-}
-
-/// Checks that the engine of a reply got exactly `body`, and names it.
-fn whole(stack: &Stack<'_>, reply: Reply, body: &Bytes) -> anyhow::Result<String> {
-    let reply = reply.expect_status(200)?;
-    let engine = stack.answered_by(&reply)?;
-    let seen = engine.engine.log().into_iter();
-    let id = Some(reply.request_id.as_bytes());
-    let seen = seen.rev().find(|seen| seen.header("x-request-id") == id);
-    let seen = seen.context("the engine that answered saw no such request")?;
-    ensure!(
-        (seen.body_bytes, seen.body_xxh3) == (body.len(), xxh3_64(body)),
-        "{} bytes became {}",
-        body.len(),
-        seen.body_bytes
-    );
-    Ok(engine.name.clone())
 }
 
 async fn a_body_cut_anywhere_is_routed_like_a_whole(context: &Context) -> anyhow::Result<()> {
@@ -91,16 +73,8 @@ fn large(model: &str) -> Call {
     Call::chat(model, &"tell me more ".repeat(LARGE_BYTES / 13))
 }
 
-/// Engines that have room for it.
-fn with_room() -> StackSpec {
-    StackSpec::shipped().engine(|config| {
-        config.max_model_tokens = u32::MAX;
-        config.params.kv_blocks = 200_000;
-    })
-}
-
 async fn large_bodies_pass_whole(context: &Context) -> anyhow::Result<()> {
-    let stack = Stack::start(context, with_room()).await?;
+    let stack = Stack::start(context, StackSpec::shipped().with_room()).await?;
     let call = large("qwen-2.5-7b");
     for transport in [Transport::Http1, Transport::Http2] {
         let reply = stack.send(call.clone().over(transport)).await?;
@@ -113,7 +87,7 @@ async fn large_bodies_pass_whole(context: &Context) -> anyhow::Result<()> {
 }
 
 async fn a_large_body_is_retried(context: &Context) -> anyhow::Result<()> {
-    let stack = Stack::start(context, with_room()).await?;
+    let stack = Stack::start(context, StackSpec::shipped().with_room()).await?;
     let call = large("llama-3-8b").header("x-session-id", "alice")?;
     let first = whole(&stack, stack.send(call.clone()).await?, &call.body)?;
     stack.engine(&first)?.engine.kill().await;

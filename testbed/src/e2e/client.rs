@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
 use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
@@ -37,6 +38,8 @@ pub struct Call {
     pub headers: HeaderMap,
     /// Body; empty for none.
     pub body: Bytes,
+    /// Trailers after the body; they need HTTP/2.
+    pub trailers: HeaderMap,
     /// How it travels.
     pub transport: Transport,
 }
@@ -49,6 +52,7 @@ impl Call {
             path: path.to_owned(),
             headers: HeaderMap::new(),
             body: Bytes::new(),
+            trailers: HeaderMap::new(),
             transport: Transport::default(),
         }
     }
@@ -93,6 +97,12 @@ impl Call {
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = body.into();
         self
+    }
+
+    /// Adds a trailer, and sends the call over HTTP/2.
+    pub fn trailer(mut self, name: &'static str, value: &'static str) -> Self {
+        self.trailers.insert(name, HeaderValue::from_static(value));
+        self.over(Transport::Http2)
     }
 
     /// Chooses how it travels.
@@ -143,6 +153,41 @@ impl Reply {
         serde_json::from_slice(&self.body).with_context(|| format!("not JSON: {}", self.text()))
     }
 
+    /// What the filter says it decided.
+    ///
+    /// Fails if the answer has no such header, or one of another form.
+    pub fn decision(&self) -> anyhow::Result<Told> {
+        let header = self.header("x-warmpath-decision");
+        let header = header.with_context(|| format!("no decision is told: {self:?}"))?;
+        let parts: Vec<_> = header.split("; ").collect();
+        let [policy, reason, ranked] = parts.as_slice() else {
+            anyhow::bail!("not `policy; reason; engines`: {header}");
+        };
+        Ok(Told {
+            policy: (*policy).to_owned(),
+            reason: (*reason).to_owned(),
+            ranked: ranked.split(',').map(str::to_owned).collect(),
+        })
+    }
+
+    /// Prompt tokens, and how many of them the engine had in its cache, as it says itself.
+    pub fn prompt_tokens(&self) -> anyhow::Result<(u64, u64)> {
+        let document = self.json()?;
+        let figure = |pointers: [&str; 2]| {
+            let found = pointers
+                .iter()
+                .find_map(|it| document.pointer(it)?.as_u64());
+            found.with_context(|| format!("no {pointers:?}: {document}"))
+        };
+        Ok((
+            figure(["/usage/prompt_tokens", "/usage/input_tokens"])?,
+            figure([
+                "/usage/prompt_tokens_details/cached_tokens",
+                "/usage/input_tokens_details/cached_tokens",
+            ])?,
+        ))
+    }
+
     /// Itself, if the status is `want`; an error that shows the body otherwise.
     pub fn expect_status(self, want: u16) -> anyhow::Result<Self> {
         ensure!(
@@ -154,6 +199,17 @@ impl Reply {
         );
         Ok(self)
     }
+}
+
+/// The header `x-warmpath-decision`, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The policy that decided.
+    pub policy: String,
+    /// Why the first engine is first.
+    pub reason: String,
+    /// The engines in order of preference, `ip:port`.
+    pub ranked: Vec<String>,
 }
 
 /// An answer of which the headers have arrived.
@@ -218,7 +274,11 @@ impl Client {
         };
         let url = format!("http://{}{}", self.target, call.path);
         let mut request = client.request(call.method, url).headers(call.headers);
-        if !call.body.is_empty() {
+        if !call.trailers.is_empty() {
+            let trailers = std::future::ready(Some(Ok(call.trailers)));
+            let body = Full::new(call.body).with_trailers(trailers);
+            request = request.body(reqwest::Body::wrap(body));
+        } else if !call.body.is_empty() {
             request = request.body(call.body);
         }
         Ok(OpenReply {

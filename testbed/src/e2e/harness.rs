@@ -12,12 +12,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use super::Setting;
 use super::client::{Call, Client, OpenReply, Reply};
 use super::raw::{self, Pieces};
-use crate::engine::{Engine, EngineConfig};
+use super::spec::{PoolSpec, add_pool};
+pub use super::spec::{StackSpec, pool_mut, static_endpoints};
+use crate::engine::{Engine, EngineConfig, FaultPlan};
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
 use crate::envoy::{Envoy, Launch, port};
 
@@ -55,109 +57,6 @@ impl Context {
     }
 }
 
-type EditEngine = Box<dyn Fn(&mut EngineConfig) + Send + Sync>;
-type EditPlugin = Box<dyn Fn(&mut Value) + Send + Sync>;
-type EditBootstrap = Box<dyn Fn(&mut Bootstrap) -> anyhow::Result<()> + Send + Sync>;
-
-/// What a test's stack is made of.
-pub struct StackSpec {
-    pools: Vec<PoolSpec>,
-    engine: Vec<EditEngine>,
-    plugin: Vec<EditPlugin>,
-    bootstrap: Vec<EditBootstrap>,
-}
-
-struct PoolSpec {
-    name: String,
-    engines: usize,
-    /// Models of a pool that the shipped configuration does not have.
-    new_with_models: Option<Vec<String>>,
-}
-
-impl StackSpec {
-    /// As shipped: pool `llama` with 3 engines, pool `qwen` with 1, answers without delay.
-    pub fn shipped() -> Self {
-        let pool = |name: &str, engines| PoolSpec {
-            name: name.to_owned(),
-            engines,
-            new_with_models: None,
-        };
-        Self {
-            pools: vec![pool("llama", 3), pool("qwen", 1)],
-            engine: Vec::new(),
-            plugin: Vec::new(),
-            bootstrap: Vec::new(),
-        }
-    }
-
-    /// Gives a pool another number of engines.
-    pub fn engines(mut self, pool: &str, engines: usize) -> Self {
-        for spec in self.pools.iter_mut().filter(|spec| spec.name == pool) {
-            spec.engines = engines;
-        }
-        self
-    }
-
-    /// Adds a pool, with a cluster of the same name and policy `least_request`.
-    pub fn pool(mut self, name: &str, models: &[&str], engines: usize) -> Self {
-        self.pools.push(PoolSpec {
-            name: name.to_owned(),
-            engines,
-            new_with_models: Some(models.iter().map(|&model| model.to_owned()).collect()),
-        });
-        self
-    }
-
-    /// Gives a pool another policy, written as in the configuration.
-    pub fn policy(self, pool: &str, policy: Value) -> Self {
-        let pool = pool.to_owned();
-        self.plugin(move |config| {
-            if let Some(entry) = pool_mut(config, &pool) {
-                entry.insert("policy".to_owned(), policy.clone());
-            }
-        })
-    }
-
-    /// Changes the configuration of every engine; its `name` is `<pool>-<index>`.
-    pub fn engine(mut self, edit: impl Fn(&mut EngineConfig) + Send + Sync + 'static) -> Self {
-        self.engine.push(Box::new(edit));
-        self
-    }
-
-    /// Changes the plugin configuration, after the engines' addresses are in it.
-    pub fn plugin(mut self, edit: impl Fn(&mut Value) + Send + Sync + 'static) -> Self {
-        self.plugin.push(Box::new(edit));
-        self
-    }
-
-    /// Changes Envoy's configuration, as the last step.
-    pub fn bootstrap(
-        mut self,
-        edit: impl Fn(&mut Bootstrap) -> anyhow::Result<()> + Send + Sync + 'static,
-    ) -> Self {
-        self.bootstrap.push(Box::new(edit));
-        self
-    }
-
-    /// Takes the filter out: the stack is plain Envoy.
-    pub fn without_filter(self) -> Self {
-        self.bootstrap(Bootstrap::remove_plugin)
-    }
-}
-
-/// The entry of a pool in a plugin configuration.
-pub fn pool_mut<'a>(
-    config: &'a mut Value,
-    pool: &str,
-) -> Option<&'a mut serde_json::Map<String, Value>> {
-    config
-        .get_mut("pools")?
-        .as_array_mut()?
-        .iter_mut()
-        .find(|entry| entry.get("name").and_then(Value::as_str) == Some(pool))?
-        .as_object_mut()
-}
-
 /// An engine of a stack.
 pub struct StackEngine {
     /// `<pool>-<index>`.
@@ -177,6 +76,8 @@ pub struct Stack<'a> {
     /// `None` only while it is being replaced.
     envoy: Option<Envoy>,
     client: Client,
+    workers: u32,
+    log_level: String,
     /// All engines, pool by pool.
     pub engines: Vec<StackEngine>,
 }
@@ -199,7 +100,7 @@ impl<'a> Stack<'a> {
             }
             let entry = pool_mut(&mut plugin, &pool.name)
                 .with_context(|| format!("no pool {}", pool.name))?;
-            let started = start_engines(pool, entry, &spec.engine).await?;
+            let started = start_engines(pool, entry, &spec).await?;
             let addresses: Vec<_> = started.iter().map(|engine| engine.address).collect();
             bootstrap.set_endpoints(&pool.name, &addresses)?;
             entry.insert("endpoints".to_owned(), static_endpoints(&addresses));
@@ -218,6 +119,8 @@ impl<'a> Stack<'a> {
             bootstrap,
             envoy: None,
             engines,
+            workers: spec.workers.unwrap_or(context.setting.concurrency),
+            log_level: spec.log_level,
         };
         stack.start_envoy().await?;
         Ok(stack)
@@ -243,8 +146,8 @@ impl<'a> Stack<'a> {
         let launch = Launch {
             binary: self.context.setting.envoy.clone(),
             bootstrap: self.bootstrap.clone(),
-            concurrency: self.context.setting.concurrency,
-            component_log_level: "wasm:info".to_owned(),
+            concurrency: self.workers,
+            component_log_level: self.log_level.clone(),
         };
         self.envoy = Some(Envoy::start(launch).await?);
         Ok(())
@@ -253,6 +156,11 @@ impl<'a> Stack<'a> {
     /// The Envoy of this stack.
     pub fn envoy(&self) -> anyhow::Result<&Envoy> {
         self.envoy.as_ref().context("Envoy does not run")
+    }
+
+    /// How many worker threads Envoy has.
+    pub fn workers(&self) -> usize {
+        self.workers as usize
     }
 
     /// The client of this stack.
@@ -289,6 +197,21 @@ impl<'a> Stack<'a> {
             .header("x-engine")
             .with_context(|| format!("no engine gave this answer: {reply:?}"))?;
         self.engine(name)
+    }
+
+    /// The engines of a pool.
+    pub fn pool<'s>(&'s self, pool: &'s str) -> impl Iterator<Item = &'s StackEngine> {
+        self.engines
+            .iter()
+            .filter(move |engine| engine.pool == pool)
+    }
+
+    /// Replaces what goes wrong at every engine of a pool.
+    pub fn set_fault(&self, pool: &str, plan: impl Into<FaultPlan>) {
+        let plan = plan.into();
+        for engine in self.pool(pool) {
+            engine.engine.set_fault(plan);
+        }
     }
 
     /// How many inference requests each engine has seen, in the order of [`Stack::engines`].
@@ -332,8 +255,8 @@ pub async fn eventually<T>(
 
 async fn start_engines(
     pool: &PoolSpec,
-    entry: &serde_json::Map<String, Value>,
-    edits: &[EditEngine],
+    entry: &Map<String, Value>,
+    spec: &StackSpec,
 ) -> anyhow::Result<Vec<StackEngine>> {
     let models: Vec<String> = entry
         .get("models")
@@ -350,7 +273,7 @@ async fn start_engines(
             time_scale: 0.0,
             ..EngineConfig::default()
         };
-        for edit in edits {
+        for edit in &spec.engine {
             edit(&mut config);
         }
         let name = config.name.clone();
@@ -363,23 +286,4 @@ async fn start_engines(
         });
     }
     Ok(started)
-}
-
-fn add_pool(plugin: &mut Value, name: &str, models: &[String]) -> anyhow::Result<()> {
-    let pools = plugin.get_mut("pools").and_then(Value::as_array_mut);
-    pools
-        .context("no pools in the plugin configuration")?
-        .push(json!({
-            "name": name, "cluster": name, "models": models, "policy": "least_request",
-        }));
-    Ok(())
-}
-
-/// The `endpoints` entry of a pool.
-pub fn static_endpoints(addresses: &[SocketAddr]) -> Value {
-    let list: Vec<_> = addresses
-        .iter()
-        .map(|address| json!({"address": address.to_string()}))
-        .collect();
-    json!({ "static": list })
 }

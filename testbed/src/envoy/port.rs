@@ -1,7 +1,8 @@
 //! TCP ports that Envoy can be given: found free, or known to be taken.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, bail};
 
@@ -16,20 +17,28 @@ pub fn check_free(what: &str, address: SocketAddr) -> anyhow::Result<()> {
     }
 }
 
-/// A loopback address whose port nobody else is given for the next minute.
+/// Ports for servers of tests: below those that systems hand out by themselves, so that no client
+/// connection of anybody can hold one.
+const FIRST: u32 = 12_000;
+const COUNT: u32 = 20_000;
+
+/// How many ports this process has been given.
+static GIVEN: AtomicU32 = AtomicU32::new(0);
+
+/// A loopback address whose port is free and given to nobody else of this process.
 ///
-/// The port goes through one whole connection: while its closed side lingers (TIME_WAIT), the
-/// system hands the port to nobody who asks for any port, yet one who asks for this very port, with
-/// address reuse on as servers have it, gets it. So many tests can start servers at the same time.
+/// Processes begin at places of their own, so that two of them seldom look at the same port.
 pub fn reserve() -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let address = listener.local_addr()?;
-    let client = TcpStream::connect(address)?;
-    let (server, _) = listener.accept()?;
-    // Whoever closes first lingers; it must be the side that owns the port.
-    drop(server);
-    drop(client);
-    Ok(address)
+    let start = std::process::id().wrapping_mul(7919);
+    for _ in 0..COUNT {
+        let offset = start.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        let port = u16::try_from(FIRST + offset)?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if check_free("a test", address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("no free port in {FIRST}..{}", FIRST + COUNT)
 }
 
 #[cfg(test)]
