@@ -170,9 +170,11 @@ fn prompt(name: u64, tokens: u64) -> PromptFacts {
 /// The cost of an engine, term by term, each held against the page.
 fn cost(case: &Case, fleet: &Fleet, options: &PrefixOptions, engine: usize) -> f64 {
     let requests = |engine| case.in_flight(engine);
-    let waiting = (0..case.engines()).flat_map(requests);
-    let waiting = waiting.filter(|(_, waits)| *waits).count();
-    let alpha = 1.0 + options.stickiness * (waiting as f64 / case.engines() as f64).min(8.0);
+    let queue = |engine| requests(engine).iter().filter(|(_, waits)| *waits).count();
+    let queues: Vec<usize> = (0..case.engines()).map(queue).collect();
+    let most = queues.iter().min().copied().unwrap_or_default() + 2;
+    let queued: usize = queues.iter().map(|queue| *queue.min(&most)).sum();
+    let alpha = 1.0 + options.stickiness * (queued as f64 / case.engines() as f64).min(8.0);
     let held = number(case.cell(engine, "Holds")) as u64;
     let work = (PROMPT_TOKENS - held).max(16) as f64;
     let home = case.cell(engine, "Engine").ends_with(", the home");
