@@ -3,6 +3,7 @@
 
 mod host;
 mod metrics;
+mod rewrite;
 mod root;
 mod stream;
 mod worker;

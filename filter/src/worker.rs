@@ -2,6 +2,7 @@
 
 use crate::host::{self, SharedData};
 use crate::metrics::Metrics;
+use crate::rewrite::rewrite_model;
 use log::{Level, debug, log_enabled, warn};
 use proxy_wasm::types::Action;
 use std::collections::HashMap;
@@ -344,7 +345,7 @@ impl Worker {
         host::set_request_header(&config.headers.destination, Some(destination.as_bytes()));
         self.set_cluster(Some(decision.pool));
         if let Some(rewrite) = &decision.rewrite {
-            rewrite_model(request, rewrite, held_bytes);
+            rewrite_model(rewrite, held_bytes, request.content_length);
         }
         if let Some(fallback) = decision.fallback {
             self.metrics.fell_back(fallback);
@@ -378,25 +379,4 @@ impl Worker {
             .map(|name| warmpath_core::session::header(headers, name));
         found.find_map(|value| value.map(<[u8]>::to_vec))
     }
-}
-
-/// Puts the model's own name where the alias stood, and nothing else.
-fn rewrite_model(request: &Request, rewrite: &warmpath_core::decision::Rewrite, held_bytes: usize) {
-    let Some(body) = host::request_body(0, held_bytes) else {
-        return;
-    };
-    let (Some(before), Some(after)) =
-        (body.get(..rewrite.span.start), body.get(rewrite.span.end..))
-    else {
-        return;
-    };
-    let mut rewritten = Vec::with_capacity(body.len() + rewrite.json.len());
-    rewritten.extend_from_slice(before);
-    rewritten.extend_from_slice(rewrite.json.as_bytes());
-    rewritten.extend_from_slice(after);
-    if let Some(length) = request.content_length {
-        let grown = (length + rewritten.len()).saturating_sub(body.len());
-        host::set_request_header("content-length", Some(grown.to_string().as_bytes()));
-    }
-    host::replace_request_body(&rewritten);
 }

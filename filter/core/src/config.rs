@@ -33,8 +33,8 @@ const WORKER_EXPIRY_MS: u64 = 10_000;
 const WORKERS: u64 = 256;
 /// From the smallest useful table to a share of the 1 GiB that Envoy grants a VM.
 const TABLE_RANGE: RangeInclusive<u64> = 64 * 1024..=256 * 1024 * 1024;
-/// Tokens of KV capacity for each entry of the table: a stored link stands for 16 chunks of a long
-/// prompt and for one of a short prompt, and twice as many entries were no better in simulation.
+/// Tokens of KV capacity for each entry of the table: a stored link stands for many chunks of a long
+/// prompt and for one of a short prompt.
 const TOKENS_PER_ENTRY: u64 = 200;
 
 /// A validated configuration.

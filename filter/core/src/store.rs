@@ -42,18 +42,6 @@ impl<S: Store + ?Sized> Store for &S {
     }
 }
 
-impl<S: Store + ?Sized> Store for std::rc::Rc<S> {
-    fn get(&self, key: &str) -> Versioned {
-        (**self).get(key)
-    }
-    fn set(&self, key: &str, bytes: &[u8]) {
-        (**self).set(key, bytes);
-    }
-    fn compare_and_set(&self, key: &str, bytes: &[u8], version: u32) -> bool {
-        (**self).compare_and_set(key, bytes, version)
-    }
-}
-
 impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
     fn get(&self, key: &str) -> Versioned {
         (**self).get(key)

@@ -148,16 +148,7 @@ impl<'a> Fields<'a> {
         default: u64,
     ) -> u64 {
         let read = self.optional(reader, name, |reader, path, value| {
-            let number = value.as_u64().filter(|number| range.contains(number));
-            if number.is_none() {
-                let (low, high) = (range.start(), range.end());
-                reader.error(
-                    path,
-                    value,
-                    &format!("a whole number in {low}..={high} (default {default})"),
-                );
-            }
-            number
+            whole(reader, path, value, &range, &format!("default {default}"))
         });
         read.unwrap_or(default)
     }
@@ -171,16 +162,7 @@ impl<'a> Fields<'a> {
         default: &str,
     ) -> Option<u64> {
         self.optional(reader, name, |reader, path, value| {
-            let number = value.as_u64().filter(|number| range.contains(number));
-            if number.is_none() {
-                let (low, high) = (range.start(), range.end());
-                reader.error(
-                    path,
-                    value,
-                    &format!("a whole number in {low}..={high} (default: {default})"),
-                );
-            }
-            number
+            whole(reader, path, value, &range, &format!("default: {default}"))
         })
     }
 
@@ -218,6 +200,22 @@ impl<'a> Fields<'a> {
             });
         }
     }
+}
+
+fn whole(
+    reader: &mut Reader,
+    path: &str,
+    value: &Value,
+    range: &RangeInclusive<u64>,
+    default: &str,
+) -> Option<u64> {
+    let number = value.as_u64().filter(|number| range.contains(number));
+    if number.is_none() {
+        let (low, high) = (range.start(), range.end());
+        let want = format!("a whole number in {low}..={high} ({default})");
+        reader.error(path, value, &want);
+    }
+    number
 }
 
 /// Longest text in a configuration.

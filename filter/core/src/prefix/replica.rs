@@ -8,8 +8,7 @@ use crate::workers::Column;
 
 /// A peer's log is read after this many microseconds times the number of peers, at most.
 ///
-/// Routing is nearly as good when others' prompts are known 100 ms late (a simulated result), so
-/// this only has to be well below.
+/// Well below the time between two turns of a conversation, which is what others' prompts are for.
 const READ_SPACING_US: u64 = 2_000;
 
 /// Most workers remembered that are not seen now.
