@@ -5,8 +5,8 @@
 //! alike; only figures of one run are compared. Routers are pinned to one CPU, load and engines to
 //! another. The first router is Envoy without the filter; ratios are to it.
 
-mod contestant;
-mod corpus;
+pub mod contestant;
+pub mod corpus;
 mod load;
 mod memory;
 mod process;

@@ -8,6 +8,7 @@ mod engine;
 mod envoy;
 mod model;
 mod module;
+mod replay;
 mod sim;
 mod trace;
 mod up;
@@ -33,6 +34,8 @@ enum Command {
     Bench(bench::Args),
     /// Compare routing policies on a request trace.
     Simulate(sim::Args),
+    /// Run a slice of a request trace through a real Envoy, beside the simulator.
+    Replay(replay::Args),
     /// Make a small request trace.
     Trace(trace::Args),
 }
@@ -45,6 +48,7 @@ fn main() -> anyhow::Result<()> {
         Command::Module(args) => module::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Simulate(args) => sim::run(args),
+        Command::Replay(args) => replay::run(args),
         Command::Trace(args) => trace::run(args),
     }
 }

@@ -151,7 +151,7 @@ fn parse_policies(names: &[String]) -> anyhow::Result<Vec<(String, Spec)>> {
 }
 
 /// `400000`, `400k` or `2M`.
-fn parse_tokens(text: &str) -> Result<u64, String> {
+pub fn parse_tokens(text: &str) -> Result<u64, String> {
     let (digits, unit) = match text.strip_suffix(['k', 'M']) {
         Some(digits) if text.ends_with('k') => (digits, 1_000),
         Some(digits) => (digits, 1_000_000),
@@ -178,19 +178,24 @@ fn load_workloads(args: &Args, known: Option<&Calibration>) -> anyhow::Result<Ve
 }
 
 fn base_scenario(args: &Args, workload: &Workload) -> anyhow::Result<Scenario> {
-    let kv_blocks = u32::try_from(args.kv_tokens / u64::from(workload.block_tokens))
-        .context("--kv-tokens: more than 2^32 blocks")?;
     Ok(Scenario {
         engines: args.engines,
-        params: ModelParams {
-            block_tokens: workload.block_tokens,
-            kv_blocks,
-            ..ModelParams::default()
-        },
+        params: engine_params(args.kv_tokens, workload)?,
         routers: args.routers,
         shared: args.shared == Shared::All,
         seed: args.seed.first().copied().unwrap_or(1),
         time_scale: 1.0,
+    })
+}
+
+/// Engines with `kv_tokens` in blocks of the workload's size.
+pub fn engine_params(kv_tokens: u64, workload: &Workload) -> anyhow::Result<ModelParams> {
+    let kv_blocks = u32::try_from(kv_tokens / u64::from(workload.block_tokens))
+        .context("--kv-tokens: more than 2^32 blocks")?;
+    Ok(ModelParams {
+        block_tokens: workload.block_tokens,
+        kv_blocks,
+        ..ModelParams::default()
     })
 }
 

@@ -171,7 +171,8 @@ impl FromStr for Peer {
     }
 }
 
-fn configure(
+/// The configuration of a variant: one pool in front of `engines`, on ports of its own.
+pub fn configure(
     variant: &Variant,
     setup: &Setup,
     engines: &[SocketAddr],

@@ -42,6 +42,11 @@ impl Context {
         }
     }
 
+    /// What all tests of the run share.
+    pub(super) fn setting(&self) -> &Setting {
+        &self.setting
+    }
+
     /// Adds to what is printed if the test fails.
     fn note(&self, line: &str) {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);

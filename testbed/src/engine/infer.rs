@@ -264,9 +264,11 @@ async fn events(mut streaming: Streaming) -> Option<(io::Result<Frame<Bytes>>, S
             let text = streaming.script.token(token);
             if token.index == 0 {
                 let cached = streaming.script.usage().cached;
-                streaming
-                    .visit
-                    .note(|seen| seen.cached_tokens = Some(cached));
+                let first_token_us = streaming.visit.elapsed_us();
+                streaming.visit.note(|seen| {
+                    seen.cached_tokens = Some(cached);
+                    seen.first_token_us.get_or_insert(first_token_us);
+                });
             }
             text
         }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use hyper::http::request::Parts;
 use parking_lot::Mutex;
@@ -31,6 +32,8 @@ pub struct Seen {
     pub prompt_tokens: u32,
     /// Prompt tokens served from the prefix cache; `None` until the first token is out.
     pub cached_tokens: Option<u32>,
+    /// Microseconds from the whole request to its first token, in real time; of streams only.
+    pub first_token_us: Option<u64>,
     /// Status of the answer; `None` when no answer was started.
     pub status: Option<u16>,
     /// The fault that was applied.
@@ -117,6 +120,7 @@ impl SeenLog {
         Visit {
             log: Arc::clone(self),
             number,
+            arrived: Instant::now(),
             ended: false,
         }
     }
@@ -127,10 +131,16 @@ impl SeenLog {
 pub(super) struct Visit {
     log: Arc<SeenLog>,
     number: u64,
+    arrived: Instant,
     ended: bool,
 }
 
 impl Visit {
+    /// Microseconds since the body was read.
+    pub(super) fn elapsed_us(&self) -> u64 {
+        u64::try_from(self.arrived.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
     /// Adds to the entry, if it is still kept.
     pub(super) fn note(&self, change: impl FnOnce(&mut Seen)) {
         let mut entries = self.log.entries.lock();

@@ -107,9 +107,30 @@ impl Spec {
             _ => bail!(
                 "policy: got {text}, want round_robin, least_request, p2c, consistent_hash, \
                  cache_aware[=THRESHOLD/ABS/REL], gie, gie_capped, dynamo_approx, \
-                 oracle[=ALPHA|load], oracle_best, prefix[=NAME:VALUE/...][/unary] or ours_reference[=true_cache][=home]"
+                 oracle[=ALPHA|load], oracle_best, prefix[=NAME:VALUE/...][/unary][/max_tokens] or ours_reference[=true_cache][=home]"
             ),
         })
+    }
+
+    /// The policy as a pool's entry in the filter's configuration; `None` for those it has not.
+    pub fn in_filter(&self, kv_tokens: u64) -> Option<serde_json::Value> {
+        match self {
+            Self::RoundRobin => Some("round_robin".into()),
+            Self::LeastRequest => Some("least_request".into()),
+            Self::PowerOfTwo => Some("power_of_two".into()),
+            Self::Prefix(options) if options.is_streamed() => {
+                Some(serde_json::json!({"prefix": options.members(kv_tokens)}))
+            }
+            _ => None,
+        }
+    }
+
+    /// The same policy for requests that say how long their answers may become.
+    pub fn with_max_tokens(self) -> Self {
+        match self {
+            Self::Prefix(options) => Self::Prefix(options.with_max_tokens()),
+            other => other,
+        }
     }
 
     /// The policies whose best result is this one's; itself for all but `oracle_best`.

@@ -26,7 +26,6 @@ pub struct SimRequest {
 
 impl SimRequest {
     /// The prompt as bytes, about 4 a token. See [`text`].
-    #[cfg(test)]
     pub fn text(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         text::write(self, 0, self.text_len(), &mut bytes);

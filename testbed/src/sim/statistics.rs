@@ -20,6 +20,8 @@ pub struct Sample {
 pub struct Samples {
     /// Requests larger than an engine's KV cache.
     pub refused: u64,
+    /// Prompt tokens of all finished requests, the first tenth included, and those from cache.
+    pub whole: (u64, u64),
     ttft_us: Vec<u64>,
     prompt_tokens: u64,
     cached_tokens: u64,
@@ -53,6 +55,7 @@ impl Samples {
     pub fn new(engines: usize) -> Self {
         Self {
             refused: 0,
+            whole: (0, 0),
             ttft_us: Vec::new(),
             prompt_tokens: 0,
             cached_tokens: 0,
@@ -68,6 +71,13 @@ impl Samples {
         if let Some(work) = self.work_tokens.get_mut(sample.engine) {
             *work += u64::from(sample.prompt_tokens.saturating_sub(sample.cached_tokens));
         }
+    }
+
+    /// Prompt tokens served from cache in percent of all, the first tenth included: what engines
+    /// count.
+    pub fn whole_hit_percent(&self) -> f64 {
+        let (prompt_tokens, cached_tokens) = self.whole;
+        100.0 * ratio(cached_tokens, prompt_tokens)
     }
 
     /// The run in figures. O(n log n).

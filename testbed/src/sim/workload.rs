@@ -81,6 +81,11 @@ impl Workload {
         }
     }
 
+    /// How many requests, of those sent first, do not count: a tenth.
+    pub fn warm_up(&self) -> usize {
+        self.requests.len() / 10
+    }
+
     /// Whether conversations wait for their own answers.
     pub fn is_closed_loop(&self) -> bool {
         self.arrivals.len() < self.requests.len()

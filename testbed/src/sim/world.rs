@@ -234,10 +234,13 @@ impl<'a> World<'a> {
 
     /// Records a finished request, unless it belongs to the first tenth that was sent.
     fn sample(&mut self, request: usize, last: TokenEvent) {
-        if let (Some(req), Some(sent)) =
-            (self.workload.requests.get(request), self.sent.get(request))
-            && sent.order >= self.workload.requests.len() / 10
-        {
+        let (Some(req), Some(sent)) = (self.workload.requests.get(request), self.sent.get(request))
+        else {
+            return;
+        };
+        self.samples.whole.0 += u64::from(req.prompt_tokens);
+        self.samples.whole.1 += u64::from(last.cached_tokens);
+        if sent.order >= self.workload.warm_up() {
             self.samples.add(Sample {
                 engine: sent.engine,
                 ttft_us: sent.first_token_us - sent.at_us,

@@ -31,10 +31,12 @@ pub struct Options {
     members: Vec<(String, f64)>,
     /// Requests whose answers are not streamed.
     unary: bool,
+    /// Requests that say how long their answers may become, and use it up.
+    max_tokens: bool,
 }
 
 impl Options {
-    /// `NAME:VALUE` pairs separated by `/`, and the word `unary`.
+    /// `NAME:VALUE` pairs separated by `/`, and the words `unary` and `max_tokens`.
     ///
     /// # Errors
     /// A pair that is none. Unknown names are refused when the router is built.
@@ -51,11 +53,35 @@ impl Options {
                     options.members.push((name.to_owned(), value));
                 }
                 None if part == "unary" => options.unary = true,
-                None => bail!("prefix: got {part}, want NAME:VALUE or unary"),
+                None if part == "max_tokens" => options.max_tokens = true,
+                None => bail!("prefix: got {part}, want NAME:VALUE, unary or max_tokens"),
             }
         }
         // A wrong name is an error of the command line, not of the first cell.
         options.config(2, 100_000).map(|_| options)
+    }
+
+    /// The members of the policy's entry in a configuration.
+    pub fn members(&self, kv_tokens: u64) -> serde_json::Map<String, serde_json::Value> {
+        let mut policy = serde_json::Map::new();
+        policy.insert("kv_tokens".to_owned(), kv_tokens.into());
+        for (name, value) in &self.members {
+            // JSON knows whole numbers apart, and so does the config.
+            let whole = (value.fract() == 0.0).then_some(*value as u64);
+            policy.insert(name.clone(), whole.map_or((*value).into(), Into::into));
+        }
+        policy
+    }
+
+    /// Whether answers are streamed.
+    pub fn is_streamed(&self) -> bool {
+        !self.unary
+    }
+
+    /// The same policy for requests that say how long their answers may become.
+    pub fn with_max_tokens(mut self) -> Self {
+        self.max_tokens = true;
+        self
     }
 
     fn config(&self, engines: usize, kv_tokens: u64) -> anyhow::Result<Config> {
@@ -64,13 +90,7 @@ impl Options {
             serde_json::json!({ "address": address })
         };
         let endpoints: Vec<_> = (0..engines).map(endpoint).collect();
-        let mut policy = serde_json::Map::new();
-        policy.insert("kv_tokens".to_owned(), kv_tokens.into());
-        for (name, value) in &self.members {
-            // JSON knows whole numbers apart, and so does the config.
-            let whole = (value.fract() == 0.0).then_some(*value as u64);
-            policy.insert(name.clone(), whole.map_or((*value).into(), Into::into));
-        }
+        let policy = self.members(kv_tokens);
         // A simulated router is ticked with its requests only, which may be far apart.
         let limits = serde_json::json!({"worker_expiry_ms": 600_000});
         let json = serde_json::json!({"limits": limits, "pools": [{
@@ -92,6 +112,7 @@ impl fmt::Display for Options {
             .map(|(name, value)| format!("{name}:{value}"));
         let parts: Vec<String> = members
             .chain(self.unary.then(|| "unary".to_owned()))
+            .chain(self.max_tokens.then(|| "max_tokens".to_owned()))
             .collect();
         match parts.is_empty() {
             true => Ok(()),
@@ -133,6 +154,7 @@ pub struct Prefix {
     chunks: Arc<Mutex<ChunkCache>>,
     charges: HashMap<u64, Charge, DefaultHashBuilder>,
     unary: bool,
+    max_tokens: bool,
     ticked_us: u64,
 }
 
@@ -145,6 +167,7 @@ impl Prefix {
             chunks: Arc::clone(&shared.chunks),
             charges: HashMap::default(),
             unary: options.unary,
+            max_tokens: options.max_tokens,
             ticked_us: 0,
         }
     }
@@ -162,7 +185,7 @@ impl Prefix {
             bytes: req.text_len(),
             conversation: hash::hash(&req.key.to_le_bytes()),
             streamed: !self.unary,
-            output_tokens: None,
+            output_tokens: self.max_tokens.then_some(req.output_tokens),
         }
     }
 }

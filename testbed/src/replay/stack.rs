@@ -1,0 +1,162 @@
+//! The real side: model engines in this process and one Envoy with the module in front of them.
+//!
+//! What a request got is read from the engines: their counters, and their logs for single requests.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use super::Plan;
+use super::clients::{REQUEST_ID, Sent};
+use crate::bench::contestant::{Setup, Variant, configure};
+use crate::bench::corpus::MODEL;
+use crate::engine::{Engine, EngineConfig};
+use crate::envoy::{Envoy, Launch};
+use crate::model::ModelParams;
+use crate::sim::statistics::{Sample, Samples};
+
+/// Requests for each worker before the clock runs. Connections fall to workers by chance, but
+/// so many leave none out.
+const INTRODUCTIONS: u32 = 64;
+/// Workers beat twice a second; after two beats each knows all others.
+const TWO_BEATS: Duration = Duration::from_millis(1200);
+
+/// A running stack. Everything stops when it is dropped.
+pub(super) struct Stack {
+    engines: Vec<Engine>,
+    envoy: Envoy,
+    url: String,
+    workers: u32,
+}
+
+/// Prompt tokens that engines have counted, and those from cache.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counted(u64, u64);
+
+impl Counted {
+    /// What was counted since.
+    pub(super) fn after(self, later: &Self) -> (u64, u64) {
+        (later.0 - self.0, later.1 - self.1)
+    }
+}
+
+impl Stack {
+    /// Starts engines, then Envoy with one pool of them under `policy`.
+    pub(super) async fn start(
+        plan: &Plan,
+        policy: Value,
+        params: ModelParams,
+    ) -> anyhow::Result<Self> {
+        let mut engines = Vec::new();
+        for number in 0..plan.engines {
+            let config = EngineConfig {
+                name: format!("engine-{number}"),
+                models: vec![MODEL.to_owned()],
+                params: params.clone(),
+                time_scale: plan.speed.recip(),
+                max_model_tokens: u32::MAX,
+                log_limit: usize::MAX,
+                ..EngineConfig::default()
+            };
+            engines.push(Engine::start(config).await?);
+        }
+        let setup = Setup {
+            binary: plan.envoy.clone(),
+            config: plan.config.clone(),
+            concurrency: plan.workers,
+            cpus: None,
+        };
+        let module = plan.module.clone();
+        let variant = Variant::Warmpath { policy, module };
+        let addresses: Vec<_> = engines.iter().map(Engine::addr).collect();
+        let bootstrap = configure(&variant, &setup, &addresses)?;
+        let listener = bootstrap.addresses()?.listener;
+        let envoy = Envoy::start(Launch {
+            binary: setup.binary,
+            bootstrap,
+            concurrency: setup.concurrency,
+            component_log_level: "wasm:info".to_owned(),
+        });
+        Ok(Self {
+            engines,
+            envoy: envoy.await?,
+            url: format!("http://{listener}/v1/completions"),
+            workers: plan.workers,
+        })
+    }
+
+    /// Where requests go.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The end of Envoy's log.
+    pub(super) fn log_tail(&self) -> String {
+        self.envoy.log_tail()
+    }
+
+    /// Lets every worker route something, so that code is compiled and all know each other. The
+    /// prompt is too short to be remembered by filter or engines.
+    pub(super) async fn introduce_workers(&self) -> anyhow::Result<()> {
+        let client = super::clients::client()?;
+        let body = json!({"model": MODEL, "prompt": "hi", "max_tokens": 1}).to_string();
+        for _ in 0..INTRODUCTIONS * self.workers {
+            let answer = client.post(&self.url).body(body.clone()).send().await?;
+            answer.error_for_status()?.bytes().await?;
+        }
+        tokio::time::sleep(TWO_BEATS).await;
+        Ok(())
+    }
+
+    /// What all engines have counted so far.
+    pub(super) fn counted(&self) -> Counted {
+        let stats = self.engines.iter().map(Engine::stats);
+        stats.fold(Counted(0, 0), |sum, stats| {
+            Counted(
+                sum.0 + stats.prefix_queries_tokens,
+                sum.1 + stats.prefix_hits_tokens,
+            )
+        })
+    }
+
+    /// What the engines say of the requests that count, in modelled time.
+    ///
+    /// # Errors
+    /// A request reached no engine, or none gave it a token.
+    pub(super) fn samples(&self, sent: &Sent, plan: &Plan) -> anyhow::Result<Samples> {
+        let mut logs = HashMap::new();
+        for (number, engine) in self.engines.iter().enumerate() {
+            for seen in engine.log() {
+                let id = seen.header(REQUEST_ID).map(<[u8]>::to_vec);
+                let id = id.and_then(|id| String::from_utf8(id).ok()?.parse::<usize>().ok());
+                if let Some(id) = id {
+                    logs.insert(id, (number, seen));
+                }
+            }
+        }
+        let mut samples = Samples::new(self.engines.len());
+        for (request, counts) in sent.counting() {
+            let (engine, seen) = logs
+                .get(&request)
+                .with_context(|| format!("no engine has seen request {request}"))?;
+            let (Some(cached_tokens), Some(first_token_us)) =
+                (seen.cached_tokens, seen.first_token_us)
+            else {
+                anyhow::bail!("engine {engine} gave no token for request {request}: {seen:?}");
+            };
+            samples.whole.0 += u64::from(seen.prompt_tokens);
+            samples.whole.1 += u64::from(cached_tokens);
+            if counts {
+                samples.add(Sample {
+                    engine: *engine,
+                    ttft_us: (first_token_us as f64 * plan.speed) as u64,
+                    prompt_tokens: seen.prompt_tokens,
+                    cached_tokens,
+                });
+            }
+        }
+        Ok(samples)
+    }
+}
