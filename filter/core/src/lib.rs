@@ -22,6 +22,7 @@ pub mod rate;
 pub mod router;
 pub mod scan;
 pub mod session;
+pub mod stats;
 pub mod store;
 pub mod workers;
 
