@@ -6,6 +6,7 @@
 mod bodies;
 mod decision;
 mod exchange;
+mod metrics_page;
 mod prefix;
 mod scan;
 
@@ -24,5 +25,6 @@ fn main() {
     decision::bench(&mut criterion);
     prefix::bench(&mut criterion);
     exchange::bench(&mut criterion);
+    metrics_page::bench(&mut criterion);
     criterion.final_summary();
 }
