@@ -9,6 +9,7 @@ TOOLS         ?= .tools
 ENVOY         ?= $(TOOLS)/envoy-$(ENVOY_VERSION)/envoy
 CONCURRENCY   ?= 1,2
 ARGS          ?=
+TARGET        ?= metrics_page
 
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -86,6 +87,11 @@ bench: $(ENVOY) module testbed ## Measure the core, then a real Envoy with and w
 	cargo bench --quiet -p warmpath-core --bench core
 	$(STEP) 'routers side by side, in $(ENVOY)'
 	@$(TESTBED) bench --envoy $(ENVOY) --module $(MODULE) $(ARGS)
+
+.PHONY: fuzz
+fuzz: ## Search for inputs that break TARGET=metrics_page, ARGS='-max_total_time=60'; needs nightly Rust, cargo-fuzz
+	@mkdir -p fuzz/corpus/$(TARGET)
+	cargo +nightly fuzz run $(TARGET) fuzz/corpus/$(TARGET) fuzz/seeds/$(TARGET) -- $(or $(ARGS),-max_total_time=60)
 
 .PHONY: clean
 clean: ## Remove what was built; what was downloaded stays in .tools
