@@ -5,9 +5,23 @@
 //! [`READ_SPACING_US`] and peer, so reading costs a bounded share of a core however many workers
 //! there are, and at everyday rates every decision sees every other.
 //!
-//! Layout of a column: version byte, owner (u64), then rows of an endpoint id (u16) and a
-//! [`Row::BYTES`]-long figure, little-endian. Idle endpoints are left out. A column whose owner is
-//! not the one in the roll, or of another version, is empty to us.
+//! A column is written in two values, so that a change costs the same however many endpoints there
+//! are: the *news* are the rows that changed since the *base* was written, at most [`MOST_NEWS`]; one
+//! more, and the base is written anew. A smaller pool never has a base. What changed is known to
+//! whoever derives something from the sums, too: [`Board::changed_since`].
+//!
+//! Layout of both ([`column`]): version byte, owner (u64), number of the base (u32, 0 = none), then
+//! rows of an endpoint id (u16) and a [`Row::BYTES`]-long figure, little-endian. Idle endpoints are
+//! left out of a base. A column whose owner is not the one in the roll, or of another version, is
+//! empty to us. News that name another base than the one found are left for the next time.
+//!
+//! A change and its publication take O([`MOST_NEWS`]), and O(endpoints / [`MOST_NEWS`]) on average for
+//! the base; a refresh O(rows that changed * peers).
+
+mod changes;
+mod column;
+
+use changes::Changes;
 
 use crate::ids::EndpointId;
 use crate::store::Store;
@@ -20,10 +34,11 @@ use ahash::AHashMap;
 /// second at most, about half a percent of a core.
 pub const READ_SPACING_US: u64 = 250;
 
-const VERSION: u8 = 1;
+/// Most rows of the news: about the root of the number of rows that a base may have.
+pub const MOST_NEWS: usize = 32;
 
 /// A figure that is summed over workers.
-pub trait Row: Clone + Default {
+pub trait Row: Clone + Default + PartialEq {
     /// Length of the encoded figure.
     const BYTES: usize;
     /// Prefix of the keys.
@@ -43,20 +58,29 @@ pub trait Row: Clone + Default {
 pub struct Board<R> {
     own: Vec<R>,
     total: Vec<R>,
+    changes: Changes,
     peers: Vec<Peer<R>>,
     ids: Vec<Option<EndpointId>>,
     positions: AHashMap<u16, usize>,
+    /// Positions whose rows of our own differ from the base; at most [`MOST_NEWS`].
+    news: Vec<usize>,
+    /// Number of our base; 0 while there is none.
+    base: u32,
+    base_due: bool,
     buffer: Vec<u8>,
-    /// Slot and key of our column.
-    key: Option<(u16, String)>,
+    /// Column that we write, with the keys of its news and its base.
+    keys: Option<(Column, String, String)>,
 }
 
 #[derive(Debug)]
 struct Peer<R> {
     column: Column,
-    key: String,
+    news_key: String,
+    base_key: String,
+    base: u32,
     read_us: Option<u64>,
-    rows: Vec<(usize, R)>,
+    /// By position; empty until something is known.
+    rows: Vec<R>,
 }
 
 impl<R: Row> Board<R> {
@@ -70,11 +94,15 @@ impl<R: Row> Board<R> {
         Board {
             own: vec![R::default(); ids.len()],
             total: vec![R::default(); ids.len()],
+            changes: Changes::new(ids.len()),
             peers: Vec::new(),
             ids,
             positions,
+            news: Vec::with_capacity(MOST_NEWS),
+            base: 0,
+            base_due: false,
             buffer: Vec::new(),
-            key: None,
+            keys: None,
         }
     }
 
@@ -83,9 +111,15 @@ impl<R: Row> Board<R> {
         self.total.get(position)
     }
 
-    /// What this worker has itself.
-    pub fn own(&self, position: usize) -> Option<&R> {
-        self.own.get(position)
+    /// How many changes of sums there were, to name in [`Board::changed_since`] later.
+    pub fn changes(&self) -> u64 {
+        self.changes.count()
+    }
+
+    /// Positions whose sums changed since [`Board::changes`] was `seen`, some of them several times;
+    /// `None` when that is so long ago that all may have.
+    pub fn changed_since(&self, seen: u64) -> Option<impl Iterator<Item = usize>> {
+        self.changes.since(seen)
     }
 
     /// Changes this worker's figure; [`Board::publish`] makes it known.
@@ -95,6 +129,14 @@ impl<R: Row> Board<R> {
         }
         if let Some(row) = self.total.get_mut(position) {
             change(row);
+        }
+        self.changes.note(position);
+        if !self.news.contains(&position) {
+            if self.news.len() < MOST_NEWS {
+                self.news.push(position);
+            } else {
+                self.base_due = true;
+            }
         }
     }
 
@@ -119,23 +161,19 @@ impl<R: Row> Board<R> {
             .iter()
             .map(|column| {
                 let known = before.iter().position(|peer| peer.column == *column);
-                known
-                    .map(|at| before.swap_remove(at))
-                    .unwrap_or_else(|| Peer {
-                        column: *column,
-                        key: key::<R>(column.slot),
-                        read_us: None,
-                        rows: Vec::new(),
-                    })
+                known.map_or_else(|| Peer::new(*column), |at| before.swap_remove(at))
             })
             .collect();
-        self.sum();
+        for position in 0..self.own.len() {
+            self.sum(position);
+        }
+        self.changes.note_all();
     }
 
-    /// Reads the columns of the others that are due; whether any was.
-    pub fn refresh<S: Store>(&mut self, store: &S, now_us: u64) -> bool {
+    /// Reads the columns of the others that are due.
+    pub fn refresh<S: Store>(&mut self, store: &S, now_us: u64) {
         let spacing_us = READ_SPACING_US.saturating_mul(self.peers.len() as u64);
-        let mut changed = false;
+        let mut changed = Vec::new();
         for peer in &mut self.peers {
             // A clock that was set back makes the read due, too.
             let fresh = |read_us: u64| {
@@ -147,76 +185,113 @@ impl<R: Row> Board<R> {
                 continue;
             }
             peer.read_us = Some(now_us);
-            let rows = decode(
-                &store.get(&peer.key).bytes,
-                peer.column.owner,
-                &self.positions,
-            );
-            changed |= !(rows.is_empty() && peer.rows.is_empty());
-            peer.rows = rows;
+            peer.read(store, self.own.len(), &self.positions, &mut changed);
         }
-        if changed {
-            self.sum();
+        for position in changed {
+            self.sum(position);
+            self.changes.note(position);
         }
-        changed
     }
 
     /// Writes our column.
     pub fn publish<S: Store>(&mut self, store: &S, column: Column, now_us: u64) {
-        self.buffer.clear();
-        self.buffer.push(VERSION);
-        self.buffer.extend_from_slice(&column.owner.to_le_bytes());
-        for (row, id) in self.own.iter().zip(&self.ids) {
-            if let Some(id) = id
-                && !row.is_idle(now_us)
-            {
-                self.buffer.extend_from_slice(&id.0.to_le_bytes());
-                row.encode(&mut self.buffer);
-            }
+        let known = self.keys.as_ref().is_some_and(|keys| keys.0 == column);
+        if !known {
+            let (news, base) = column::keys::<R>(column.slot);
+            self.keys = Some((column, news, base));
+            self.base_due |= self.base > 0;
         }
-        if self
-            .key
-            .as_ref()
-            .is_none_or(|(slot, _)| *slot != column.slot)
+        let Some((_, news_key, base_key)) = &self.keys else {
+            return;
+        };
+        let row = |position: usize| Some(((*self.ids.get(position)?)?, self.own.get(position)?));
+        if std::mem::take(&mut self.base_due) {
+            self.news.clear();
+            self.base = self.base.wrapping_add(1).max(1);
+            let busy = (0..self.own.len())
+                .filter_map(row)
+                .filter(|(_, row)| !row.is_idle(now_us));
+            column::encode(&mut self.buffer, column.owner, self.base, busy);
+            store.set(base_key, &self.buffer);
+        }
+        let news = self.news.iter().copied().filter_map(row);
+        column::encode(&mut self.buffer, column.owner, self.base, news);
+        store.set(news_key, &self.buffer);
+    }
+
+    fn sum(&mut self, position: usize) {
+        let (Some(own), Some(total)) = (self.own.get(position), self.total.get_mut(position))
+        else {
+            return;
+        };
+        total.clone_from(own);
+        for row in self.peers.iter().filter_map(|peer| peer.rows.get(position)) {
+            total.merge(row);
+        }
+    }
+}
+
+impl<R: Row> Peer<R> {
+    fn new(column: Column) -> Self {
+        let (news_key, base_key) = column::keys::<R>(column.slot);
+        Peer {
+            column,
+            news_key,
+            base_key,
+            base: 0,
+            read_us: None,
+            rows: Vec::new(),
+        }
+    }
+
+    /// Reads the column, and appends the positions of the rows that are others than before.
+    fn read<S: Store>(
+        &mut self,
+        store: &S,
+        endpoints: usize,
+        positions: &AHashMap<u16, usize>,
+        changed: &mut Vec<usize>,
+    ) {
+        let owner = self.column.owner;
+        let decoded = |key: &str| column::decode::<R>(&store.get(key).bytes, owner, positions);
+        let Some((base, news)) = decoded(&self.news_key) else {
+            self.base = 0;
+            self.replace(Vec::new(), changed);
+            return;
+        };
+        self.rows.resize(endpoints, R::default());
+        if base == self.base {
+            enter(&mut self.rows, news, |position| changed.push(position));
+            return;
+        }
+        let mut rows = vec![R::default(); endpoints];
+        if base > 0 {
+            let found = decoded(&self.base_key).filter(|(number, _)| *number == base);
+            // If it is not found, it was written anew since we read the news.
+            let Some((_, old)) = found else { return };
+            enter(&mut rows, old, |_| ());
+        }
+        enter(&mut rows, news, |_| ());
+        self.base = base;
+        self.replace(rows, changed);
+    }
+
+    fn replace(&mut self, rows: Vec<R>, changed: &mut Vec<usize>) {
+        let idle = R::default();
+        let before = std::mem::replace(&mut self.rows, rows);
+        let differs = |at: &usize| before.get(*at) != Some(self.rows.get(*at).unwrap_or(&idle));
+        changed.extend((0..before.len()).filter(differs));
+    }
+}
+
+/// Sets rows, and reports the positions of those that are others than before.
+fn enter<R: Row>(rows: &mut [R], new: Vec<(usize, R)>, mut changed: impl FnMut(usize)) {
+    for (position, new) in new {
+        if let Some(row) = rows.get_mut(position)
+            && *row != new
         {
-            self.key = Some((column.slot, key::<R>(column.slot)));
-        }
-        if let Some((_, key)) = &self.key {
-            store.set(key, &self.buffer);
+            *row = new;
+            changed(position);
         }
     }
-
-    fn sum(&mut self) {
-        self.total.clone_from(&self.own);
-        for peer in &self.peers {
-            for (position, row) in &peer.rows {
-                if let Some(total) = self.total.get_mut(*position) {
-                    total.merge(row);
-                }
-            }
-        }
-    }
-}
-
-fn key<R: Row>(slot: u16) -> String {
-    format!("{}/{slot}", R::KEY)
-}
-
-fn decode<R: Row>(bytes: &[u8], owner: u64, positions: &AHashMap<u16, usize>) -> Vec<(usize, R)> {
-    let Some((&VERSION, bytes)) = bytes.split_first() else {
-        return Vec::new();
-    };
-    let Some((name, rows)) = bytes.split_first_chunk::<8>() else {
-        return Vec::new();
-    };
-    if u64::from_le_bytes(*name) != owner {
-        return Vec::new();
-    }
-    rows.chunks_exact(2 + R::BYTES)
-        .filter_map(|row| {
-            let (id, figure) = row.split_first_chunk::<2>()?;
-            let position = positions.get(&u16::from_le_bytes(*id))?;
-            Some((*position, R::decode(figure)?))
-        })
-        .collect()
 }

@@ -125,7 +125,7 @@ mod tests {
         for (round, garbage) in [
             &b"\x02"[..],
             b"",
-            b"\x01\x02\0\0\0\0\0\0\0\x05\0\x01",
+            b"\x02\x02\0\0\0\0\0\0\0\0\0\0\0\x05\0\x01",
             b"\xff",
         ]
         .iter()
@@ -138,11 +138,68 @@ mod tests {
     }
 
     #[test]
-    fn idle_endpoints_take_no_room() {
+    fn garbage_after_figures_takes_them_back() {
         let store = MemoryStore::new();
-        let mut a = board();
-        a.change(0, |load| load.last_used_us = 1);
+        let theirs = Column { slot: 1, owner: 2 };
+        let (mut a, mut b) = (board(), board());
+        b.change(0, |load| load.in_flight = 1);
+        b.publish(&store, theirs, 10);
+        a.set_peers(&[theirs]);
+        a.refresh(&store, 1000);
+        assert_eq!(a.total(0).map(|load| load.in_flight), Some(1));
+        store.set("warmpath/load/1", b"\xff");
+        a.refresh(&store, 2000);
+        assert_eq!(a.total(0), Some(&Load::default()));
+    }
+
+    /// Whatever is changed, published and read in whatever order, a reader sees the last published
+    /// figures, and the changes it is told of are all there are.
+    #[test]
+    fn a_reader_of_many_rows_sees_what_was_published() {
+        let store = MemoryStore::new();
+        let theirs = Column { slot: 1, owner: 2 };
+        let ids: Vec<_> = (0..200).map(|id| Some(EndpointId(id))).collect();
+        let (mut a, mut b) = (Board::<Load>::new(ids.clone()), Board::<Load>::new(ids));
+        a.set_peers(&[theirs]);
+        let mut told = vec![Load::default(); 200];
+        let mut random = 1;
+        for round in 1..2000 {
+            let changes = crate::policy::next_random(&mut random) % 40;
+            for _ in 0..changes {
+                let at = crate::policy::next_random(&mut random);
+                b.change((at % 200) as usize, |load| {
+                    load.in_flight = (at >> 60) as u32;
+                    load.last_used_us = round * 1000;
+                });
+            }
+            b.publish(&store, theirs, round * 1000);
+            if round % 3 > 0 {
+                continue;
+            }
+            let seen = a.changes();
+            a.refresh(&store, round * 1000);
+            let changed: Vec<usize> = match a.changed_since(seen) {
+                Some(changed) => changed.collect(),
+                None => (0..200).collect(),
+            };
+            for position in changed {
+                told[position] = *a.total(position).unwrap();
+            }
+            for (position, told) in told.iter().enumerate() {
+                assert_eq!(a.total(position), b.total(position), "{position}, {round}");
+                assert_eq!(Some(told), b.total(position), "{position}, {round}");
+            }
+        }
+    }
+
+    #[test]
+    fn idle_endpoints_are_left_out_of_a_base() {
+        let store = MemoryStore::new();
+        let ids = (0..100).map(|id| Some(EndpointId(id))).collect();
+        let mut a: Board<Load> = Board::new(ids);
+        (0..100).for_each(|at| a.change(at, |load| load.last_used_us = 1));
+        a.change(7, |load| load.in_flight = 1);
         a.publish(&store, Column { slot: 0, owner: 1 }, 2 + FORGET_US);
-        assert_eq!(store.value_bytes(), 9);
+        assert_eq!(store.value_bytes(), 13 + 13 + 2 + Load::BYTES);
     }
 }

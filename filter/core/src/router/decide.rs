@@ -54,9 +54,7 @@ impl<S: Store> Router<S> {
     /// The answer to give when no endpoint can take the request.
     pub fn decide(&mut self, ask: Ask, now_us: u64) -> Result<(Decision, Charge), Answer> {
         self.join(now_us);
-        if self.loads.refresh(&self.store, now_us) {
-            (0..self.endpoints.len()).for_each(|position| self.tell_busy(position));
-        }
+        self.follow_loads(now_us);
         self.drain(now_us);
         let target = ask.target;
         let members = self

@@ -50,6 +50,27 @@ impl<S: Store> Router<S> {
         }
     }
 
+    /// Reads what the others have in flight, if it is due.
+    pub(super) fn follow_loads(&mut self, now_us: u64) {
+        let seen = self.loads.changes();
+        self.loads.refresh(&self.store, now_us);
+        self.tell_busy_since(seen);
+    }
+
+    /// Tells the index of every endpoint whose load changed since `seen`.
+    fn tell_busy_since(&mut self, seen: u64) {
+        if self.replica.is_none() || self.loads.changes() == seen {
+            return;
+        }
+        let changed: Vec<usize> = match self.loads.changed_since(seen) {
+            Some(changed) => changed.collect(),
+            None => (0..self.endpoints.len()).collect(),
+        };
+        for position in changed {
+            self.tell_busy(position);
+        }
+    }
+
     fn beat(&mut self, now_us: u64) {
         let limits = &self.config.limits;
         let now_ms = now_us / 1000;
@@ -61,7 +82,9 @@ impl<S: Store> Router<S> {
             now_ms,
         );
         let Some(roll) = roll else { return };
+        let seen = self.loads.changes();
         self.loads.set_peers(&roll.peers);
+        self.tell_busy_since(seen);
         self.rates.set_peers(&roll.peers);
         if let Some(replica) = self.replica.as_mut() {
             replica.set_peers(&roll.peers);
