@@ -1,5 +1,7 @@
 //! Request bodies of each kind and size, and routers to ask about them.
 
+use std::sync::Arc;
+
 use warmpath_core::router::{PromptFacts, Router};
 use warmpath_core::scan::{Api, RequestScan, ScanPlan};
 use warmpath_core::store::MemoryStore;
@@ -108,7 +110,16 @@ pub fn facts(scan: &RequestScan, seed: u64) -> PromptFacts {
 }
 
 /// A router with one pool of `endpoints` endpoints.
-pub fn router(endpoints: usize, policy: &str) -> Router<MemoryStore> {
+pub fn router(endpoints: usize, policy: &str) -> Router<Arc<MemoryStore>> {
+    worker(endpoints, policy, &Arc::default())
+}
+
+/// One of several routers over one store.
+pub fn worker(
+    endpoints: usize,
+    policy: &str,
+    store: &Arc<MemoryStore>,
+) -> Router<Arc<MemoryStore>> {
     let list: Vec<String> = (0..endpoints)
         .map(|n| format!(r#"{{"address": "10.1.{}.{}:8000"}}"#, n / 250, n % 250 + 1))
         .collect();
@@ -118,7 +129,7 @@ pub fn router(endpoints: usize, policy: &str) -> Router<MemoryStore> {
         list.join(",")
     );
     match Config::parse(json.as_bytes()) {
-        Ok(config) => Router::new(config, MemoryStore::new(), 1_000_000),
+        Ok(config) => Router::new(config, Arc::clone(store), 1_000_000),
         Err(errors) => unreachable!("the config is valid: {errors:?}"),
     }
 }

@@ -1,6 +1,8 @@
 //! All that the core does for one request, from its headers to its end.
 
 use criterion::{BenchmarkId, Criterion};
+use std::sync::Arc;
+
 use warmpath_core::router::{Outcome, Router};
 use warmpath_core::store::MemoryStore;
 use warmpath_core::{Exchange, Head, Step};
@@ -56,7 +58,7 @@ fn headers(length: usize) -> Vec<(String, Vec<u8>)> {
 }
 
 fn request(
-    router: &mut Router<MemoryStore>,
+    router: &mut Router<Arc<MemoryStore>>,
     headers: &[(String, Vec<u8>)],
     body: &[u8],
     now_us: u64,

@@ -1,4 +1,5 @@
-//! The prefix index alone, and decisions by it, for prompts of 1 KB to 1 MB among 8 engines.
+//! The prefix index alone, and decisions by it, for prompts of 1 KB to 1 MB among 8 engines, and of
+//! 32 KB among more.
 
 use criterion::{BatchSize, BenchmarkId, Criterion};
 use warmpath_core::ids::EndpointId;
@@ -6,7 +7,7 @@ use warmpath_core::prefix::{Event, Index, Kind as EventKind, marks};
 use warmpath_core::scan::{Link, RequestScan, ScanPlan};
 
 use super::bodies::{Kind, facts, read};
-use super::decision::Traffic;
+use super::decision::{ENDPOINTS, Traffic};
 
 const KILOBYTES: [usize; 6] = [1, 8, 32, 128, 512, 1024];
 const ENGINES: u16 = 8;
@@ -33,7 +34,25 @@ pub fn bench(criterion: &mut Criterion) {
     for (kilobytes, scan) in &scans {
         lookup(criterion, *kilobytes, scan);
         insertion(criterion, *kilobytes, scan);
-        decision(criterion, *kilobytes, scan);
+        let group = "prefix_decide_and_end";
+        decision(
+            criterion,
+            group,
+            &format!("{kilobytes} KB"),
+            scan,
+            ENGINES.into(),
+        );
+        if *kilobytes == 32 {
+            for endpoints in ENDPOINTS {
+                decision(
+                    criterion,
+                    "prefix_by_endpoints",
+                    &endpoints.to_string(),
+                    scan,
+                    endpoints,
+                );
+            }
+        }
     }
 }
 
@@ -97,10 +116,16 @@ fn insertion(criterion: &mut Criterion, kilobytes: usize, scan: &RequestScan) {
     group.finish();
 }
 
-fn decision(criterion: &mut Criterion, kilobytes: usize, scan: &RequestScan) {
-    let mut group = criterion.benchmark_group("prefix_decide_and_end");
+fn decision(
+    criterion: &mut Criterion,
+    group: &str,
+    parameter: &str,
+    scan: &RequestScan,
+    endpoints: usize,
+) {
+    let mut group = criterion.benchmark_group(group);
     for (name, prompts) in [("held", PROMPTS), ("new", u64::MAX)] {
-        let mut traffic = Traffic::new(usize::from(ENGINES), POLICY);
+        let mut traffic = Traffic::new(endpoints, POLICY, 1);
         let mut turn = 0;
         let mut next = || {
             turn += 1;
@@ -110,16 +135,14 @@ fn decision(criterion: &mut Criterion, kilobytes: usize, scan: &RequestScan) {
             let (key, prompt) = next();
             traffic.step(key, Some(prompt));
         }
-        group.bench_function(
-            BenchmarkId::new(name, format!("{kilobytes} KB")),
-            |bencher| {
-                bencher.iter_batched(
-                    &mut next,
-                    |(key, prompt)| traffic.step(key, Some(prompt)),
-                    BatchSize::SmallInput,
-                );
-            },
-        );
+        traffic.settle();
+        group.bench_function(BenchmarkId::new(name, parameter), |bencher| {
+            bencher.iter_batched(
+                &mut next,
+                |(key, prompt)| traffic.step(key, Some(prompt)),
+                BatchSize::SmallInput,
+            );
+        });
     }
     group.finish();
 }
