@@ -64,10 +64,13 @@ pub struct Board<R> {
     positions: AHashMap<u16, usize>,
     /// Positions whose rows of our own differ from the base; at most [`MOST_NEWS`].
     news: Vec<usize>,
+    is_news: Vec<bool>,
     /// Number of our base; 0 while there is none.
     base: u32,
     base_due: bool,
     buffer: Vec<u8>,
+    /// Positions that a refresh found changed; empty but for its room.
+    changed: Vec<usize>,
     /// Column that we write, with the keys of its news and its base.
     keys: Option<(Column, String, String)>,
 }
@@ -96,13 +99,15 @@ impl<R: Row> Board<R> {
             total: vec![R::default(); ids.len()],
             changes: Changes::new(ids.len()),
             peers: Vec::new(),
-            ids,
             positions,
             news: Vec::with_capacity(MOST_NEWS),
+            is_news: vec![false; ids.len()],
             base: 0,
             base_due: false,
             buffer: Vec::new(),
+            changed: Vec::new(),
             keys: None,
+            ids,
         }
     }
 
@@ -131,8 +136,11 @@ impl<R: Row> Board<R> {
             change(row);
         }
         self.changes.note(position);
-        if !self.news.contains(&position) {
+        if let Some(known) = self.is_news.get_mut(position)
+            && !*known
+        {
             if self.news.len() < MOST_NEWS {
+                *known = true;
                 self.news.push(position);
             } else {
                 self.base_due = true;
@@ -173,7 +181,7 @@ impl<R: Row> Board<R> {
     /// Reads the columns of the others that are due.
     pub fn refresh<S: Store>(&mut self, store: &S, now_us: u64) {
         let spacing_us = READ_SPACING_US.saturating_mul(self.peers.len() as u64);
-        let mut changed = Vec::new();
+        let mut changed = std::mem::take(&mut self.changed);
         for peer in &mut self.peers {
             // A clock that was set back makes the read due, too.
             let fresh = |read_us: u64| {
@@ -187,10 +195,11 @@ impl<R: Row> Board<R> {
             peer.read_us = Some(now_us);
             peer.read(store, self.own.len(), &self.positions, &mut changed);
         }
-        for position in changed {
+        for position in changed.drain(..) {
             self.sum(position);
             self.changes.note(position);
         }
+        self.changed = changed;
     }
 
     /// Writes our column.
@@ -207,6 +216,7 @@ impl<R: Row> Board<R> {
         let row = |position: usize| Some(((*self.ids.get(position)?)?, self.own.get(position)?));
         if std::mem::take(&mut self.base_due) {
             self.news.clear();
+            self.is_news.fill(false);
             self.base = self.base.wrapping_add(1).max(1);
             let busy = (0..self.own.len())
                 .filter_map(row)
@@ -253,8 +263,8 @@ impl<R: Row> Peer<R> {
         changed: &mut Vec<usize>,
     ) {
         let owner = self.column.owner;
-        let decoded = |key: &str| column::decode::<R>(&store.get(key).bytes, owner, positions);
-        let Some((base, news)) = decoded(&self.news_key) else {
+        let bytes = store.get(&self.news_key).bytes;
+        let Some((base, news)) = column::decode::<R>(&bytes, owner, positions) else {
             self.base = 0;
             self.replace(Vec::new(), changed);
             return;
@@ -266,9 +276,12 @@ impl<R: Row> Peer<R> {
         }
         let mut rows = vec![R::default(); endpoints];
         if base > 0 {
-            let found = decoded(&self.base_key).filter(|(number, _)| *number == base);
+            let bytes = store.get(&self.base_key).bytes;
+            let found = column::decode::<R>(&bytes, owner, positions);
             // If it is not found, it was written anew since we read the news.
-            let Some((_, old)) = found else { return };
+            let Some((_, old)) = found.filter(|(number, _)| *number == base) else {
+                return;
+            };
             enter(&mut rows, old, |_| ());
         }
         enter(&mut rows, news, |_| ());
@@ -285,7 +298,11 @@ impl<R: Row> Peer<R> {
 }
 
 /// Sets rows, and reports the positions of those that are others than before.
-fn enter<R: Row>(rows: &mut [R], new: Vec<(usize, R)>, mut changed: impl FnMut(usize)) {
+fn enter<R: Row>(
+    rows: &mut [R],
+    new: impl Iterator<Item = (usize, R)>,
+    mut changed: impl FnMut(usize),
+) {
     for (position, new) in new {
         if let Some(row) = rows.get_mut(position)
             && *row != new

@@ -30,11 +30,11 @@ pub(super) fn encode<'a, R: Row + 'a>(
 }
 
 /// Number of the base and the rows that we have an endpoint for; `None` if it is not of `owner`.
-pub(super) fn decode<R: Row>(
-    bytes: &[u8],
+pub(super) fn decode<'a, R: Row>(
+    bytes: &'a [u8],
     owner: u64,
-    positions: &AHashMap<u16, usize>,
-) -> Option<(u32, Vec<(usize, R)>)> {
+    positions: &'a AHashMap<u16, usize>,
+) -> Option<(u32, impl Iterator<Item = (usize, R)> + use<'a, R>)> {
     let (&VERSION, bytes) = bytes.split_first()? else {
         return None;
     };
@@ -43,11 +43,11 @@ pub(super) fn decode<R: Row>(
     if u64::from_le_bytes(*name) != owner {
         return None;
     }
-    let row = |row: &[u8]| {
+    let row = move |row: &[u8]| {
         let (id, figure) = row.split_first_chunk()?;
         let position = positions.get(&u16::from_le_bytes(*id))?;
         Some((*position, R::decode(figure)?))
     };
     let rows = rows.chunks_exact(2 + R::BYTES).filter_map(row);
-    Some((u32::from_le_bytes(*base), rows.collect()))
+    Some((u32::from_le_bytes(*base), rows))
 }
