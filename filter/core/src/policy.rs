@@ -5,31 +5,34 @@
 
 pub mod cache_aware;
 mod consistent_hash;
+mod group;
+mod holders;
 mod least_request;
 mod lowest_qps;
 mod power_of_two;
 pub mod prefix;
 mod random;
 mod round_robin;
+mod shortlist;
 
 use crate::board::Board;
 use crate::config::PolicyConfig;
 use crate::decision::Reason;
 use crate::load::Load;
-use crate::rate::Rate;
+use crate::rate::{Rate, bucket};
 use prefix::Warmth;
+
+pub use group::Group;
+pub use holders::Holders;
+pub use shortlist::{Keys, Shortlist, least};
 
 /// What policies may look at.
 #[derive(Debug)]
 pub struct View<'a> {
-    /// Positions of the usable endpoints, in the order of the config.
-    pub members: &'a [usize],
-    /// Identity of each endpoint of the router: the hash of its address.
-    pub identities: &'a [u64],
+    /// The usable endpoints; [`catch_up`] was called for it.
+    pub group: &'a Group,
     /// Work in flight.
     pub loads: &'a Board<Load>,
-    /// Requests per window; only fed when a pool asks for it.
-    pub rates: &'a Board<Rate>,
     /// Hash of the session key.
     pub key: Option<u64>,
     /// What is known of the prompt, for policies that look at it.
@@ -38,8 +41,6 @@ pub struct View<'a> {
     pub turn: u64,
     /// A random number.
     pub draw: u64,
-    /// Microseconds of the Unix clock.
-    pub now_us: u64,
     /// Most entries of the ranking.
     pub candidates: usize,
 }
@@ -47,7 +48,7 @@ pub struct View<'a> {
 /// Endpoints in order of preference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ranking {
-    /// Distinct positions out of [`View::members`]; empty only if there are no members.
+    /// Distinct positions of members; empty only if there are none.
     pub ranked: Vec<usize>,
     /// Name of the policy that decided.
     pub policy: &'static str,
@@ -63,6 +64,33 @@ pub fn effective(policy: &PolicyConfig, has_key: bool) -> &PolicyConfig {
     }
 }
 
+/// Takes over into a group what a policy compares; `rates` is only fed when a pool asks for it.
+pub fn catch_up(
+    policy: &PolicyConfig,
+    group: &mut Group,
+    loads: &Board<Load>,
+    rates: &Board<Rate>,
+    now_us: u64,
+) {
+    match policy {
+        PolicyConfig::RoundRobin
+        | PolicyConfig::Random
+        | PolicyConfig::PowerOfTwo
+        | PolicyConfig::ConsistentHash {
+            bounded_load: None, ..
+        } => {}
+        PolicyConfig::Prefix(options) => {
+            group.catch_up(loads, |load| prefix::load_cost(options, load));
+        }
+        PolicyConfig::LowestQps { window_us } => {
+            group.catch_up_rates(rates, loads, bucket(now_us, *window_us));
+        }
+        PolicyConfig::LeastRequest
+        | PolicyConfig::CacheAware(_)
+        | PolicyConfig::ConsistentHash { .. } => group.catch_up(loads, |_| 0.0),
+    }
+}
+
 /// Ranks the members of a view.
 pub fn rank(policy: &PolicyConfig, view: &View) -> Ranking {
     let policy = effective(policy, view.key.is_some());
@@ -71,7 +99,7 @@ pub fn rank(policy: &PolicyConfig, view: &View) -> Ranking {
         PolicyConfig::Random => random::rank(view),
         PolicyConfig::LeastRequest => least_request::rank(view),
         PolicyConfig::PowerOfTwo => power_of_two::rank(view),
-        PolicyConfig::LowestQps { window_us } => lowest_qps::rank(view, *window_us),
+        PolicyConfig::LowestQps { .. } => lowest_qps::rank(view),
         PolicyConfig::Prefix(options) => prefix::rank(view, options),
         PolicyConfig::CacheAware(options) => cache_aware::rank(view, options),
         PolicyConfig::ConsistentHash { bounded_load, .. } => {
@@ -83,20 +111,6 @@ pub fn rank(policy: &PolicyConfig, view: &View) -> Ranking {
         policy: policy.name(),
         reason,
     }
-}
-
-/// The `count` items of least cost, cheapest first; O(items) as long as `count` is small.
-pub fn least<T: Ord + Copy>(items: impl Iterator<Item = T>, count: usize) -> Vec<T> {
-    let mut best: Vec<T> = Vec::with_capacity(count.min(64).saturating_add(1));
-    for item in items {
-        if best.len() == count && best.last().is_none_or(|worst| item >= *worst) {
-            continue;
-        }
-        let at = best.partition_point(|other| *other <= item);
-        best.insert(at, item);
-        best.truncate(count);
-    }
-    best
 }
 
 /// One step of SplitMix64 (Steele, Lea, Flood 2014): a cheap, well mixed sequence for draws.
@@ -116,13 +130,6 @@ pub fn below(random: u64, bound: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn least_keeps_the_cheapest_in_order() {
-        assert_eq!(least([5, 1, 4, 1, 3].into_iter(), 3), vec![1, 1, 3]);
-        assert_eq!(least([2, 1].into_iter(), 5), vec![1, 2]);
-        assert_eq!(least([2, 1].into_iter(), 0), Vec::<i32>::new());
-    }
 
     #[test]
     fn below_stays_below() {

@@ -18,7 +18,7 @@ use crate::decision::Decision;
 use crate::hash;
 use crate::ids::{self, EndpointId};
 use crate::load::Load;
-use crate::policy;
+use crate::policy::{self, Group, Holders};
 use crate::prefix::Replica;
 use crate::rate::Rate;
 use crate::scan::ScanPlan;
@@ -45,7 +45,7 @@ pub struct Router<S> {
     /// What the engines hold; `None` when no pool asks.
     replica: Option<Replica>,
     positions: AHashMap<EndpointId, usize>,
-    held: Vec<u64>,
+    holders: Holders,
     drains: Drains,
     owner: u64,
     column: Option<Column>,
@@ -66,8 +66,8 @@ struct Endpoint {
 
 #[derive(Debug)]
 struct Pool {
-    /// Positions of endpoints; the first group is all of them, the others serve one model each.
-    groups: Vec<Vec<usize>>,
+    /// The first group is all endpoints of the pool, the others serve one model each.
+    groups: Vec<Group>,
 }
 
 /// Where a model leads.
@@ -90,10 +90,16 @@ impl<S: Store> Router<S> {
             .any(|pool| pool.policy.kv_tokens().is_some());
         // The config reader has compiled each pointer once already.
         let plan = ScanPlan::new(&pointers, wants_prompt).unwrap_or_default();
-        let (mut endpoints, pools) = lay_out(&config);
+        let (mut endpoints, members) = lay_out(&config);
         let identities: Vec<u64> = endpoints
             .iter()
             .map(|endpoint| hash::hash(endpoint.address.as_bytes()))
+            .collect();
+        let pools: Vec<Pool> = members
+            .into_iter()
+            .map(|members| Pool {
+                groups: vec![Group::new(members, &identities)],
+            })
             .collect();
         let ids = ids::resolve(&store, &identities, now_us / 1000);
         for (endpoint, id) in endpoints.iter_mut().zip(&ids) {
@@ -115,7 +121,7 @@ impl<S: Store> Router<S> {
             positions: ids_of
                 .filter_map(|(at, endpoint)| Some((endpoint.id?, at)))
                 .collect(),
-            held: vec![0; endpoints.len()],
+            holders: Holders::new(endpoints.len()),
             drains: Drains::new(endpoints.len()),
             endpoints,
             identities,
@@ -248,7 +254,8 @@ impl<S: Store> Router<S> {
                 });
                 continue;
             }
-            let all = groups.first().cloned().unwrap_or_default();
+            let all = groups.first().map(|group| group.members().to_vec());
+            let all = all.unwrap_or_default();
             for name in pool.served_names() {
                 let model = pool.aliases.iter().find(|(alias, _)| alias == name);
                 let model = model.map_or(name, |(_, model)| model.as_str());
@@ -256,9 +263,9 @@ impl<S: Store> Router<S> {
                     endpoint.models.is_empty() || endpoint.models.iter().any(|one| one == model)
                 });
                 let group: Vec<usize> = serving.map(|(_, position)| *position).collect();
-                let known = groups.iter().position(|other| *other == group);
+                let known = groups.iter().position(|other| other.members() == group);
                 let group = known.unwrap_or_else(|| {
-                    groups.push(group);
+                    groups.push(Group::new(group, &self.identities));
                     groups.len() - 1
                 });
                 let rename = (model != name).then(|| model.to_owned());
@@ -273,7 +280,7 @@ impl<S: Store> Router<S> {
     }
 }
 
-fn lay_out(config: &Config) -> (Vec<Endpoint>, Vec<Pool>) {
+fn lay_out(config: &Config) -> (Vec<Endpoint>, Vec<Vec<usize>>) {
     let mut endpoints: Vec<Endpoint> = Vec::new();
     let mut known: AHashMap<String, usize> = AHashMap::new();
     let pools = config.pools.iter().map(|pool| {
@@ -284,9 +291,7 @@ fn lay_out(config: &Config) -> (Vec<Endpoint>, Vec<Pool>) {
                 endpoints.len() - 1
             })
         });
-        Pool {
-            groups: vec![all.collect()],
-        }
+        all.collect()
     });
     let pools = pools.collect();
     (endpoints, pools)
@@ -296,7 +301,7 @@ fn lay_out(config: &Config) -> (Vec<Endpoint>, Vec<Pool>) {
 fn capacities(config: &Config, pools: &[Pool], endpoints: &[Endpoint]) -> Vec<(EndpointId, u64)> {
     let of_pool = |(pool, lists): (&PoolConfig, &Pool)| {
         let kv_tokens = pool.policy.kv_tokens()?;
-        let members = lists.groups.first()?.iter();
+        let members = lists.groups.first()?.members().iter();
         let ids = members.filter_map(|position| endpoints.get(*position)?.id);
         Some(ids.map(move |id| (id, kv_tokens)).collect::<Vec<_>>())
     };

@@ -5,7 +5,8 @@
 //! engine that holds the most of the prompt, if that is more than `cache_threshold` of it; else the
 //! least loaded. The matching is ours: the same bounded index as `prefix`, not a text tree.
 
-use super::{View, least, least_request};
+use super::prefix::Warmth;
+use super::{Shortlist, View, least_request};
 use crate::decision::Reason;
 use std::cmp::Reverse;
 
@@ -23,36 +24,40 @@ pub struct CacheAwareOptions {
 }
 
 pub(super) fn rank(view: &View, options: &CacheAwareOptions) -> (Vec<usize>, Reason) {
-    let in_flight = |position: &usize| view.loads.total(*position).map_or(0, |load| load.in_flight);
-    let most = view.members.iter().map(in_flight).max().unwrap_or_default();
-    let fewest = view.members.iter().map(in_flight).min().unwrap_or_default();
+    let (difference, fewest) = view.group.spread();
+    let most = fewest + difference;
     let beyond = f64::from(most) > f64::from(fewest) * options.balance_rel_threshold;
-    if most - fewest > options.balance_abs_threshold && beyond {
+    if difference > options.balance_abs_threshold && beyond {
         return (least_request::rank(view).0, Reason::Imbalance);
     }
     let Some(warmth) = view.warmth else {
         return least_request::rank(view);
     };
-    let held = |position: &usize| warmth.held.get(*position).copied().unwrap_or_default();
-    let best = view.members.iter().map(held).max().unwrap_or_default();
+    let best = warmth.most_held(view.group);
     if best as f64 <= options.cache_threshold * warmth.tokens as f64 {
         return (least_request::rank(view).0, Reason::ColdPrefix);
     }
-    let costs = view.members.iter().map(|position| {
-        let load = view.loads.total(*position).copied().unwrap_or_default();
-        (
-            Reverse(held(position)),
-            load.in_flight,
-            load.last_used_us,
-            *position,
-        )
-    });
-    let ranked = least(costs, view.candidates);
-    (
-        ranked
-            .into_iter()
-            .map(|(_, _, _, position)| position)
-            .collect(),
-        Reason::LongestPrefix,
-    )
+    (by_held(view, &warmth), Reason::LongestPrefix)
+}
+
+/// By descending tokens held, then as `least_request` ranks.
+fn by_held(view: &View, warmth: &Warmth) -> Vec<usize> {
+    let usage = |position: usize| {
+        let load = view.loads.total(position).copied().unwrap_or_default();
+        (load.in_flight, load.last_used_us)
+    };
+    let mut list: Shortlist<(Reverse<u64>, (u32, u64), usize)> = Shortlist::new(view.candidates);
+    for (position, tokens) in warmth.holders_in(view.group) {
+        list.offer((Reverse(tokens), usage(position), position));
+    }
+    let may_enter =
+        |key, worst: &(Reverse<u64>, (u32, u64), usize)| (Reverse(0), key) <= (worst.0, worst.1);
+    let item = |place, key| {
+        let position = view.group.position(place);
+        let holds = warmth.holders.tokens(position) > 0;
+        (!holds).then_some((Reverse(0), key, position))
+    };
+    view.group.usage().offer(&mut list, may_enter, item);
+    let ranked = list.into_items().into_iter();
+    ranked.map(|(_, _, position)| position).collect()
 }

@@ -8,55 +8,50 @@
 
 use super::{View, least};
 use crate::decision::Reason;
-use crate::hash::mix;
 use std::cmp::Reverse;
 
 pub(super) fn rank(view: &View, key: u64, bounded_load: Option<f64>) -> (Vec<usize>, Reason) {
     let Some(factor) = bounded_load else {
-        return (owners(view, key, view.candidates), Reason::SessionOwner);
+        return (owners(view, key), Reason::SessionOwner);
     };
-    let in_flight = |position: &usize| view.loads.total(*position).map_or(0, |load| load.in_flight);
-    let total: u32 = view.members.iter().map(in_flight).sum();
+    let group = view.group;
+    let total = group.total_in_flight();
     // The mean counts this request too, so that a bound of 1.0 still admits one per endpoint.
-    let mean = f64::from(total.saturating_add(1)) / view.members.len().max(1) as f64;
+    let mean = f64::from(total.saturating_add(1)) / group.members().len().max(1) as f64;
     let bound = (factor * mean).ceil();
-    let order = owners(view, key, view.members.len());
-    let free = |position: &usize| f64::from(in_flight(position)) < bound;
-    match order.iter().position(free) {
-        Some(0) | None => (first(order, view.candidates), Reason::SessionOwner),
-        Some(index) => {
-            let ranked = order
-                .iter()
-                .skip(index)
-                .chain(order.iter().take(index))
-                .copied();
-            (ranked.take(view.candidates).collect(), Reason::OwnerBusy)
-        }
+    let free = group.scores(key).zip(group.in_flight());
+    let free = free.filter(|(_, in_flight)| f64::from(**in_flight) < bound);
+    let best = free
+        .map(|((score, position), _)| claim(score, position))
+        .min();
+    let owners = owners(view, key);
+    match best {
+        Some(best) if owners.first() != Some(&best.1) => (from(view, key, best), Reason::OwnerBusy),
+        _ => (owners, Reason::SessionOwner),
     }
 }
 
-fn first(mut order: Vec<usize>, count: usize) -> Vec<usize> {
-    order.truncate(count);
-    order
+/// A place in the order of a key's owners; the least comes first.
+type Claim = (Reverse<u64>, usize);
+
+fn claim(score: u64, position: usize) -> Claim {
+    (Reverse(score), position)
 }
 
-/// How strongly an endpoint claims a key; the highest score owns it.
-pub(super) fn score(view: &View, key: u64, position: usize) -> u64 {
-    mix(
-        key,
-        view.identities.get(position).copied().unwrap_or_default(),
-    )
+/// The first owners of a key, at most as many as candidates are asked for.
+fn owners(view: &View, key: u64) -> Vec<usize> {
+    view.group.owners(key, view.candidates)
 }
 
-/// Members by descending score for `key`.
-fn owners(view: &View, key: u64, count: usize) -> Vec<usize> {
-    let claim = |position: &usize| (Reverse(score(view, key, *position)), *position);
-    let ranked = if count < view.members.len() {
-        least(view.members.iter().map(claim), count)
-    } else {
-        let mut all: Vec<_> = view.members.iter().map(claim).collect();
-        all.sort_unstable();
-        all
-    };
-    ranked.into_iter().map(|(_, position)| position).collect()
+/// The same from one of the owners on; those before it come last.
+fn from(view: &View, key: u64, first: Claim) -> Vec<usize> {
+    let claims = || view.group.scores(key).map(|(score, at)| claim(score, at));
+    let mut ranked = least(claims().filter(|claim| *claim >= first), view.candidates);
+    let room = view.candidates - ranked.len().min(view.candidates);
+    ranked.extend(least(claims().filter(|claim| *claim < first), room));
+    positions(ranked)
+}
+
+fn positions(claims: Vec<Claim>) -> Vec<usize> {
+    claims.into_iter().map(|(_, position)| position).collect()
 }

@@ -20,18 +20,19 @@
 //! With an `imbalance_threshold` the least loaded engine wins before any of this, once the most and
 //! the least loaded differ by that many requests.
 
-use super::consistent_hash::score;
-use super::{View, least_request};
+use super::{Group, Holders, Shortlist, View, group, least_request};
 use crate::decision::Reason;
-use std::cmp::{Ordering, Reverse};
+use crate::hash::Mixer;
+use crate::load::Load;
+use std::cmp::Reverse;
 
 /// What of a prompt is known, and where it is held.
 #[derive(Clone, Copy, Debug)]
 pub struct Warmth<'a> {
     /// Tokens of the prompt.
     pub tokens: u64,
-    /// Tokens held, by position of the endpoint in the router.
-    pub held: &'a [u64],
+    /// Who holds how much of it.
+    pub holders: &'a Holders,
     /// Hash of the session key, or of what all turns of the conversation share.
     pub conversation: u64,
 }
@@ -57,107 +58,147 @@ pub struct PrefixOptions {
 const LEAST_WORK_TOKENS: u64 = 16;
 /// How far beyond the shortest queue one counts. A queue at one engine says nothing about the cost
 /// of doing work twice while another engine is idle.
-const MOST_BEYOND_SHORTEST: u32 = 2;
+const MOST_BEYOND_SHORTEST: usize = 2;
 /// Beyond this many waiting requests per engine, more do not make a hit worth more.
-const MOST_WAITING: f64 = 8.0;
+const MOST_WAITING: usize = group::MOST_WAITING - MOST_BEYOND_SHORTEST;
+
+/// What an engine's load costs a request, in tokens: the part that is the same for all requests.
+pub fn load_cost(options: &PrefixOptions, load: &Load) -> f64 {
+    let cost = load.prefill_tokens as f64
+        + options.request_tokens * f64::from(load.in_flight)
+        + options.context_weight * load.context_tokens as f64;
+    cost.max(0.0)
+}
+
+/// What a request's own prefill costs it, in tokens; `alpha` as above.
+pub fn work_cost(options: &PrefixOptions, alpha: f64, work_tokens: u64, is_home: bool) -> f64 {
+    let discount = if is_home {
+        1.0 - options.home_affinity
+    } else {
+        1.0
+    };
+    (alpha * work_tokens as f64 * discount).max(0.0)
+}
+
+/// The mean queue, each counted to a little more than the shortest; `members` has the number of
+/// engines by the length of their queue.
+fn mean_queue(members: &[u32]) -> f64 {
+    let shortest = members.iter().position(|members| *members > 0);
+    let longest = shortest.unwrap_or_default() + MOST_BEYOND_SHORTEST;
+    let (mut queued, mut count) = (0, 0);
+    for (queue, members) in members.iter().enumerate() {
+        queued += queue.min(longest) as u32 * members;
+        count += members;
+    }
+    (f64::from(queued) / f64::from(count.max(1))).min(MOST_WAITING as f64)
+}
 
 pub(super) fn rank(view: &View, options: &PrefixOptions) -> (Vec<usize>, Reason) {
+    let group = view.group;
     if options
         .imbalance_threshold
-        .is_some_and(|threshold| imbalance(view) >= threshold)
+        .is_some_and(|threshold| group.spread().0 >= threshold)
     {
         return (least_request::rank(view).0, Reason::Imbalance);
     }
     let Some(warmth) = view.warmth else {
         return least_request::rank(view);
     };
-    let load = |position: usize| view.loads.total(position).copied().unwrap_or_default();
-    let waiting = |position: &usize| load(*position).waiting;
-    let shortest = view.members.iter().map(waiting).min().unwrap_or_default();
-    let longest = shortest.saturating_add(MOST_BEYOND_SHORTEST);
-    let queued: u32 = view
-        .members
-        .iter()
-        .map(|position| waiting(position).min(longest))
-        .sum();
-    let queue = f64::from(queued) / view.members.len().max(1) as f64;
-    let alpha = 1.0 + options.stickiness * queue.min(MOST_WAITING);
+    let alpha = 1.0 + options.stickiness * mean_queue(group.with_waiting());
     let home = (options.home_affinity > 0.0)
-        .then(|| home(view, warmth.conversation))
+        .then(|| group.owners(warmth.conversation, 1).first().copied())
         .flatten();
-    let costs = view.members.iter().map(|position| {
-        let load = load(*position);
-        let work = work(&warmth, *position) as f64;
-        let discount = if home == Some(*position) {
-            1.0 - options.home_affinity
-        } else {
-            1.0
-        };
-        let cost = load.prefill_tokens as f64
-            + alpha * work * discount
-            + options.request_tokens * f64::from(load.in_flight)
-            + options.context_weight * load.context_tokens as f64;
-        // The bits of a float that is not negative are in its order.
-        (cost.max(0.0).to_bits(), *position)
-    });
-    let rank = |position: usize| Reverse(score(view, warmth.conversation, position));
-    let ranked = cheapest(costs, rank, view.candidates);
-    let reason = reason(view, &warmth, ranked.first().copied());
+    let work_cost = |position| {
+        let is_home = home == Some(position);
+        self::work_cost(options, alpha, work(&warmth, position), is_home)
+    };
+    let cold_cost = self::work_cost(options, alpha, warmth.tokens.max(LEAST_WORK_TOKENS), false);
+    let ranked = cheapest(view, &warmth, home, cold_cost, work_cost);
+    let reason = reason(group, &warmth, ranked.first().copied());
     (ranked, reason)
 }
 
-/// The `count` cheapest positions; only equal costs are told apart by `rank`.
-fn cheapest<R: Ord>(
-    costs: impl Iterator<Item = (u64, usize)>,
-    rank: impl Fn(usize) -> R,
-    count: usize,
+/// The cheapest members: first the few that hold something or are the home, each by its own
+/// `work_cost`; then the others, to all of which the work is the same `cold_cost`.
+///
+/// Equal costs are told apart by rendezvous rank, computed only for those that may enter the list.
+fn cheapest(
+    view: &View,
+    warmth: &Warmth,
+    home: Option<usize>,
+    cold_cost: f64,
+    work_cost: impl Fn(usize) -> f64,
 ) -> Vec<usize> {
-    let mut best: Vec<(u64, usize)> = Vec::with_capacity(count.saturating_add(1));
-    for (cost, position) in costs {
-        let goes_before = |other: &(u64, usize)| match cost.cmp(&other.0) {
-            Ordering::Less => true,
-            Ordering::Greater => false,
-            Ordering::Equal => (rank(position), position) < (rank(other.1), other.1),
-        };
-        if best.len() == count && !best.last().is_some_and(goes_before) {
+    let group = view.group;
+    // The bits of a float that is not negative are in its order.
+    let cost = |load_cost: f64, work_cost: f64| (load_cost + work_cost).to_bits();
+    let conversation = Mixer::new(warmth.conversation);
+    let mut list: Shortlist<(u64, Reverse<u64>, usize)> = Shortlist::new(view.candidates);
+    let holds = |position| warmth.holders.tokens(position) > 0;
+    let cold_home = home.filter(|home| !holds(*home));
+    for position in warmth.holders.positions().iter().copied().chain(cold_home) {
+        if let Some(place) = group.place(position)
+            && let Some(identity) = group.identity(position)
+            && let Some(score) = conversation.at_least(identity, 0)
+        {
+            let load_cost = group.costs().get(place).unwrap_or_default();
+            let cost = cost(load_cost, work_cost(position));
+            list.offer((cost, Reverse(score), position));
+        }
+    }
+    // A member that costs more than the last of the list, or as much but ranks lower, is passed by.
+    let bar = |list: &Shortlist<(u64, Reverse<u64>, usize)>| {
+        list.worst()
+            .map_or((u64::MAX, 0), |worst| (worst.0, worst.1.0))
+    };
+    let (mut most, mut floor) = bar(&list);
+    for ((least, costs), (identities, members)) in group.costs().blocks().zip(group.blocks()) {
+        if cost(least, cold_cost) > most {
             continue;
         }
-        let at = best.iter().position(goes_before).unwrap_or(best.len());
-        best.insert(at, (cost, position));
-        best.truncate(count);
+        for ((load_cost, identity), position) in costs.iter().zip(identities).zip(members) {
+            let cost = cost(*load_cost, cold_cost);
+            if cost > most {
+                continue;
+            }
+            let least_score = if cost == most { floor } else { 0 };
+            if let Some(score) = conversation.at_least(*identity, least_score)
+                && !holds(*position)
+                && home != Some(*position)
+            {
+                list.offer((cost, Reverse(score), *position));
+                (most, floor) = bar(&list);
+            }
+        }
     }
-    best.into_iter().map(|(_, position)| position).collect()
+    let ranked = list.into_items().into_iter();
+    ranked.map(|(_, _, position)| position).collect()
 }
 
 /// Tokens that an endpoint would have to prefill.
 pub fn work(warmth: &Warmth, position: usize) -> u64 {
-    let held = warmth.held.get(position).copied().unwrap_or_default();
+    let held = warmth.holders.tokens(position);
     warmth.tokens.saturating_sub(held).max(LEAST_WORK_TOKENS)
 }
 
-fn home(view: &View, conversation: u64) -> Option<usize> {
-    view.members
-        .iter()
-        .copied()
-        .max_by_key(|position| score(view, conversation, *position))
+impl Warmth<'_> {
+    /// The members of a group that hold anything, and how many tokens.
+    pub fn holders_in(&self, group: &Group) -> impl Iterator<Item = (usize, u64)> {
+        let holders = self.holders.positions().iter().copied();
+        let members = holders.filter(|position| group.place(*position).is_some());
+        members.map(|position| (position, self.holders.tokens(position)))
+    }
+
+    /// The most that a member of a group holds, in tokens.
+    pub fn most_held(&self, group: &Group) -> u64 {
+        let held = self.holders_in(group).map(|(_, tokens)| tokens);
+        held.max().unwrap_or_default()
+    }
 }
 
-fn imbalance(view: &View) -> u32 {
-    let in_flight = |position: &usize| view.loads.total(*position).map_or(0, |load| load.in_flight);
-    let most = view.members.iter().map(in_flight).max().unwrap_or_default();
-    let fewest = view.members.iter().map(in_flight).min().unwrap_or_default();
-    most - fewest
-}
-
-fn reason(view: &View, warmth: &Warmth, first: Option<usize>) -> Reason {
-    let held = |position: usize| warmth.held.get(position).copied().unwrap_or_default();
-    let most = view
-        .members
-        .iter()
-        .map(|position| held(*position))
-        .max()
-        .unwrap_or_default();
-    match first.map(held) {
+fn reason(group: &Group, warmth: &Warmth, first: Option<usize>) -> Reason {
+    let most = warmth.most_held(group);
+    match first.map(|position| warmth.holders.tokens(position)) {
         _ if most == 0 => Reason::ColdPrefix,
         Some(held) if held == most => Reason::LongestPrefix,
         _ => Reason::LoadOverPrefix,

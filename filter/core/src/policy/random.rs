@@ -10,7 +10,7 @@ pub(super) fn rank(view: &View) -> (Vec<usize>, Reason) {
 /// Distinct members drawn by lot (Floyd's sampling: one random number for each).
 pub(super) fn draw(view: &View, count: usize) -> Vec<usize> {
     let mut state = view.draw;
-    let size = view.members.len();
+    let size = view.group.members().len();
     let count = count.min(size);
     let mut drawn: Vec<usize> = Vec::with_capacity(count);
     for last in size - count..size {
@@ -22,6 +22,6 @@ pub(super) fn draw(view: &View, count: usize) -> Vec<usize> {
     }
     drawn
         .iter()
-        .filter_map(|index| view.members.get(*index).copied())
+        .filter_map(|index| view.group.members().get(*index).copied())
         .collect()
 }

@@ -4,11 +4,12 @@ use super::View;
 use crate::decision::Reason;
 
 pub(super) fn rank(view: &View) -> (Vec<usize>, Reason) {
-    let size = view.members.len().max(1) as u64;
+    let members = view.group.members();
+    let size = members.len().max(1) as u64;
     let first = (view.turn % size) as usize;
-    let turns = view.members.iter().cycle().skip(first);
+    let turns = members.iter().skip(first).chain(members);
     let ranked = turns
-        .take(view.candidates.min(view.members.len()))
+        .take(view.candidates.min(members.len()))
         .copied()
         .collect();
     (ranked, Reason::Turn)

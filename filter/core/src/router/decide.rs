@@ -57,11 +57,11 @@ impl<S: Store> Router<S> {
         self.follow_loads(now_us);
         self.drain(now_us);
         let target = ask.target;
-        let members = self
+        let group = self
             .pools
-            .get(target.pool)
-            .and_then(|pool| pool.groups.get(target.group));
-        let (Some(pool), Some(members)) = (self.config.pools.get(target.pool), members) else {
+            .get_mut(target.pool)
+            .and_then(|pool| pool.groups.get_mut(target.group));
+        let (Some(pool), Some(group)) = (self.config.pools.get(target.pool), group) else {
             return Err(Answer::no_endpoint(""));
         };
         let deciding = policy::effective(&pool.policy, ask.key.is_some());
@@ -83,35 +83,30 @@ impl<S: Store> Router<S> {
         let prompt = ask.prompt.filter(|_| looks);
         if let (Some(prompt), Some(replica)) = (&prompt, &mut self.replica) {
             replica.follow(&self.store, now_us);
-            self.held.iter_mut().for_each(|held| *held = 0);
-            let (positions, held) = (&self.positions, &mut self.held);
+            self.holders.clear();
+            let (positions, holders) = (&self.positions, &mut self.holders);
             replica.index().lookup(&prompt.chain, |engine, link| {
-                let position = positions
-                    .get(&engine)
-                    .and_then(|position| held.get_mut(*position));
-                if let Some(held) = position {
-                    *held = (link.end / BYTES_PER_TOKEN) as u64;
+                if let Some(position) = positions.get(&engine) {
+                    holders.set(*position, (link.end / BYTES_PER_TOKEN) as u64);
                 }
             });
         }
         let draw = policy::next_random(&mut self.random);
         let warmth = prompt.as_ref().map(|prompt| Warmth {
             tokens: prompt.tokens(),
-            held: &self.held,
+            holders: &self.holders,
             conversation: ask.key.unwrap_or(prompt.conversation),
         });
+        policy::catch_up(deciding, group, &self.loads, &self.rates, now_us);
         let ranking = policy::rank(
             &pool.policy,
             &View {
-                members,
-                identities: &self.identities,
+                group,
                 loads: &self.loads,
-                rates: &self.rates,
                 key: ask.key,
                 warmth,
                 turn: turn.unwrap_or(draw),
                 draw,
-                now_us,
                 candidates: pool.candidates,
             },
         );
@@ -153,7 +148,7 @@ impl<S: Store> Router<S> {
                 .tokens()
                 .saturating_add(output.min(EXPECTED_OUTPUT_TOKENS));
             charge.streamed = prompt.streamed;
-            let held_tokens = self.held.get(position).copied().unwrap_or_default();
+            let held_tokens = self.holders.tokens(position);
             charge.held = Some(Held::new(&prompt, held_tokens));
         }
         self.hold(&mut charge);

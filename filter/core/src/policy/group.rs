@@ -1,0 +1,236 @@
+//! The endpoints that a policy ranks, and what it compares them by.
+//!
+//! Each figure stands in a column, one place for each member, and only the places of endpoints that
+//! changed are renewed before a decision ([`Group::catch_up`]): O(changes). A group that is not asked
+//! costs nothing, whatever changes meanwhile.
+
+use super::shortlist::BLOCK;
+use super::{Keys, Shortlist};
+use crate::board::Board;
+use crate::hash::{Mixer, Prepared};
+use crate::load::Load;
+use crate::rate::Rate;
+use std::cmp::Reverse;
+
+/// Waiting requests beyond which endpoints are not told apart.
+pub const MOST_WAITING: usize = 10;
+
+/// Members of a pool, or those that serve one model.
+#[derive(Debug)]
+pub struct Group {
+    members: Vec<usize>,
+    identities: Vec<Prepared>,
+    /// Place among the members, by position of the endpoint in the router.
+    places: Vec<Option<u16>>,
+    loads_seen: Option<u64>,
+    in_flight: Vec<u32>,
+    usage: Keys<(u32, u64)>,
+    costs: Keys<f64>,
+    waiting: Vec<u8>,
+    with_waiting: [u32; MOST_WAITING + 1],
+    total_in_flight: u32,
+    rates_seen: Option<RatesSeen>,
+    requests: Keys<(u32, u64)>,
+}
+
+impl Group {
+    /// A group of the endpoints at these distinct positions; `identities` are those of all endpoints
+    /// of the router, the hashes of their addresses.
+    pub fn new(members: Vec<usize>, identities: &[u64]) -> Self {
+        let mut places = vec![None; identities.len()];
+        for (place, position) in members.iter().enumerate() {
+            if let Some(entry) = places.get_mut(*position) {
+                *entry = u16::try_from(place).ok();
+            }
+        }
+        let identity = |position: &usize| identities.get(*position).copied().map(Prepared::new);
+        Group {
+            identities: members.iter().filter_map(identity).collect(),
+            members,
+            places,
+            loads_seen: None,
+            in_flight: Vec::new(),
+            usage: Keys::new(Vec::new()),
+            costs: Keys::new(Vec::new()),
+            waiting: Vec::new(),
+            with_waiting: [0; MOST_WAITING + 1],
+            total_in_flight: 0,
+            rates_seen: None,
+            requests: Keys::new(Vec::new()),
+        }
+    }
+
+    /// Positions in the router, in the order of the config.
+    pub fn members(&self) -> &[usize] {
+        &self.members
+    }
+
+    /// Place of an endpoint among the members.
+    pub fn place(&self, position: usize) -> Option<usize> {
+        self.places.get(position)?.map(usize::from)
+    }
+
+    /// The first owners of a key: the positions with the highest scores, at most `count`.
+    ///
+    /// O(members), at less than a nanosecond for each.
+    pub fn owners(&self, key: u64, count: usize) -> Vec<usize> {
+        let mixer = Mixer::new(key);
+        let mut list: Shortlist<(Reverse<u64>, usize)> = Shortlist::new(count);
+        let mut floor = 0;
+        for (identity, position) in self.identities.iter().zip(&self.members) {
+            if let Some(score) = mixer.at_least(*identity, floor) {
+                list.offer((Reverse(score), *position));
+                floor = list.worst().map_or(0, |worst| worst.0.0);
+            }
+        }
+        let owners = list.into_items().into_iter();
+        owners.map(|(_, position)| position).collect()
+    }
+
+    /// How strongly each member claims a key, with its position; the highest score owns the key.
+    pub fn scores(&self, key: u64) -> impl Iterator<Item = (u64, usize)> {
+        let mixer = Mixer::new(key);
+        let score = move |identity: &Prepared| mixer.at_least(*identity, 0).unwrap_or_default();
+        let scores = self.identities.iter().map(score);
+        scores.zip(self.members.iter().copied())
+    }
+
+    /// Position of the member at a place.
+    pub fn position(&self, place: usize) -> usize {
+        self.members.get(place).copied().unwrap_or_default()
+    }
+
+    /// Requests in flight and time of the last use, by place.
+    pub fn usage(&self) -> &Keys<(u32, u64)> {
+        &self.usage
+    }
+
+    /// Requests in flight, by place.
+    pub fn in_flight(&self) -> &[u32] {
+        &self.in_flight
+    }
+
+    /// The sum of [`Group::in_flight`].
+    pub fn total_in_flight(&self) -> u32 {
+        self.total_in_flight
+    }
+
+    /// Most minus fewest requests in flight, and the fewest.
+    pub fn spread(&self) -> (u32, u32) {
+        let most = self.in_flight.iter().max().copied().unwrap_or_default();
+        let fewest = self.in_flight.iter().min().copied().unwrap_or_default();
+        (most - fewest, fewest)
+    }
+
+    /// What the load of each member costs, by place, as [`Group::catch_up`] was told.
+    pub fn costs(&self) -> &Keys<f64> {
+        &self.costs
+    }
+
+    /// Identities and positions of the members, in the blocks of [`Keys::blocks`].
+    pub fn blocks(&self) -> impl Iterator<Item = (&[Prepared], &[usize])> {
+        self.identities
+            .chunks(BLOCK)
+            .zip(self.members.chunks(BLOCK))
+    }
+
+    /// Identity of an endpoint that is a member.
+    pub fn identity(&self, position: usize) -> Option<Prepared> {
+        self.identities.get(self.place(position)?).copied()
+    }
+
+    /// How many members have 0, 1, 2... requests waiting; the last counts those with more, too.
+    pub fn with_waiting(&self) -> &[u32; MOST_WAITING + 1] {
+        &self.with_waiting
+    }
+
+    /// Requests of the window and time of the last use, by place, as of [`Group::catch_up_rates`].
+    pub fn requests(&self) -> &Keys<(u32, u64)> {
+        &self.requests
+    }
+
+    /// Takes over the loads that changed since the last time; `cost` must be the same every time.
+    pub fn catch_up(&mut self, loads: &Board<Load>, cost: impl Fn(&Load) -> f64) {
+        let seen = self.loads_seen.replace(loads.changes());
+        if let Some(changed) = seen.and_then(|seen| loads.changed_since(seen)) {
+            for position in changed {
+                self.renew(position, loads, &cost);
+            }
+            return;
+        }
+        let idle = Load::default();
+        let size = self.members.len();
+        self.in_flight = vec![0; size];
+        self.usage = Keys::new(vec![(0, 0); size]);
+        self.costs = Keys::new(vec![cost(&idle); size]);
+        self.waiting = vec![0; size];
+        self.with_waiting = [0; MOST_WAITING + 1];
+        self.with_waiting[0] = size as u32;
+        self.total_in_flight = 0;
+        for place in 0..size {
+            self.renew(self.position(place), loads, &cost);
+        }
+    }
+
+    fn renew(&mut self, position: usize, loads: &Board<Load>, cost: impl Fn(&Load) -> f64) {
+        let Some(place) = self.place(position) else {
+            return;
+        };
+        let load = loads.total(position).copied().unwrap_or_default();
+        if let Some(in_flight) = self.in_flight.get_mut(place) {
+            let others = self.total_in_flight.saturating_sub(*in_flight);
+            self.total_in_flight = others.saturating_add(load.in_flight);
+            *in_flight = load.in_flight;
+        }
+        self.usage.set(place, (load.in_flight, load.last_used_us));
+        self.costs.set(place, cost(&load));
+        if let Some(waiting) = self.waiting.get_mut(place) {
+            let now = load.waiting.min(MOST_WAITING as u32) as u8;
+            let before = std::mem::replace(waiting, now);
+            for (class, step) in [(before, u32::MAX), (now, 1)] {
+                if let Some(members) = self.with_waiting.get_mut(usize::from(class)) {
+                    *members = members.wrapping_add(step);
+                }
+            }
+        }
+    }
+
+    /// Takes over the request counts of the window that ends with `bucket`, and when members were last
+    /// used: what changed since the last time, or all when it was in another bucket.
+    pub fn catch_up_rates(&mut self, rates: &Board<Rate>, loads: &Board<Load>, bucket: u32) {
+        let seen = self.rates_seen.replace(RatesSeen {
+            bucket,
+            rates: rates.changes(),
+            loads: loads.changes(),
+        });
+        let key = |position: usize| {
+            let requests = rates
+                .total(position)
+                .map_or(0, |rate| rate.requests(bucket));
+            let last_used_us = loads.total(position).map_or(0, |load| load.last_used_us);
+            (requests, last_used_us)
+        };
+        let changed = seen.filter(|seen| seen.bucket == bucket).and_then(|seen| {
+            let of_rates = rates.changed_since(seen.rates)?;
+            Some(of_rates.chain(loads.changed_since(seen.loads)?))
+        });
+        let Some(changed) = changed else {
+            let keys = self.members.iter().map(|position| key(*position));
+            self.requests = Keys::new(keys.collect());
+            return;
+        };
+        for position in changed {
+            if let Some(place) = self.place(position) {
+                self.requests.set(place, key(position));
+            }
+        }
+    }
+}
+
+/// What [`Group::requests`] was made of.
+#[derive(Debug)]
+struct RatesSeen {
+    bucket: u32,
+    rates: u64,
+    loads: u64,
+}

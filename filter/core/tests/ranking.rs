@@ -1,0 +1,255 @@
+//! Rankings from columns that are renewed in part, against the rules applied to every endpoint.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a panic is a failed test"
+)]
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use std::cmp::Reverse;
+use warmpath_core::board::Board;
+use warmpath_core::config::PolicyConfig;
+use warmpath_core::load::Load;
+use warmpath_core::policy::prefix::{PrefixOptions, Warmth, load_cost, work_cost};
+use warmpath_core::policy::{self, Group, Holders, View};
+use warmpath_core::rate::{Rate, bucket};
+use warmpath_core::{Config, hash};
+
+const ENDPOINTS: usize = 100;
+
+/// What happens between two decisions, and what the second is asked.
+#[derive(Clone, Debug)]
+struct Round {
+    /// Endpoint, requests in flight, those that wait, tokens, last use.
+    loads: Vec<(usize, u32, u32, u64, u64)>,
+    /// Endpoints that got a request.
+    requests: Vec<usize>,
+    /// Endpoint and the tokens it holds.
+    held: Vec<(usize, u64)>,
+    prompt_tokens: u64,
+    key: u64,
+    later_us: u64,
+}
+
+fn round() -> impl Strategy<Value = Round> {
+    // Small numbers, so that equal costs are common.
+    let load = (0..ENDPOINTS, 0..6_u32, 0..14_u32, 0..4_u64, 0..3_u64);
+    (
+        vec(load, 0..150),
+        vec(0..ENDPOINTS, 0..9),
+        vec((0..ENDPOINTS, 0..8_u64), 0..6),
+        1..8_u64,
+        0..5_u64,
+        0..2_000_000_u64,
+    )
+        .prop_map(|(loads, requests, held, prompt, key, later_us)| Round {
+            loads,
+            requests,
+            held: held
+                .into_iter()
+                .map(|(at, tokens)| (at, tokens * 128))
+                .collect(),
+            prompt_tokens: prompt * 128,
+            key,
+            later_us,
+        })
+}
+
+fn policies() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec![
+        r#""least_request""#,
+        r#"{"lowest_qps": {"window_s": 5}}"#,
+        r#""consistent_hash""#,
+        r#"{"consistent_hash": {"bounded_load": 1.0}}"#,
+        r#"{"consistent_hash": {"bounded_load": 1.5}}"#,
+        r#"{"cache_aware": {"kv_tokens": 100000, "cache_threshold": 0.3, "balance_abs_threshold": 4}}"#,
+        r#"{"prefix": {"kv_tokens": 100000}}"#,
+        r#"{"prefix": {"kv_tokens": 100000, "home_affinity": 0.9}}"#,
+        r#"{"prefix": {"kv_tokens": 100000, "stickiness": 0, "imbalance_threshold": 5}}"#,
+    ])
+}
+
+fn parsed(policy: &str) -> PolicyConfig {
+    let json = format!(
+        r#"{{"pools": [{{"name": "p", "policy": {policy},
+            "endpoints": {{"static": [{{"address": "10.0.0.1:80"}}]}}}}]}}"#
+    );
+    let config = Config::parse(json.as_bytes()).expect("a valid config");
+    config.pools[0].policy.clone()
+}
+
+/// All that a decision may look at, without columns.
+struct Naive<'a> {
+    members: &'a [usize],
+    identities: &'a [u64],
+    loads: &'a Board<Load>,
+    rates: &'a Board<Rate>,
+    holders: &'a Holders,
+    round: &'a Round,
+    now_us: u64,
+}
+
+impl Naive<'_> {
+    fn load(&self, position: usize) -> Load {
+        self.loads.total(position).copied().unwrap_or_default()
+    }
+
+    fn score(&self, position: usize) -> u64 {
+        hash::mix(self.round.key, self.identities[position])
+    }
+
+    fn sorted<K: Ord>(&self, key: impl Fn(usize) -> K) -> Vec<usize> {
+        let mut all = self.members.to_vec();
+        all.sort_by_key(|position| (key(*position), *position));
+        all
+    }
+
+    fn least_request(&self) -> Vec<usize> {
+        self.sorted(|at| (self.load(at).in_flight, self.load(at).last_used_us))
+    }
+
+    fn most_and_fewest(&self) -> (u32, u32) {
+        let in_flight = || self.members.iter().map(|at| self.load(*at).in_flight);
+        (
+            in_flight().max().unwrap_or(0),
+            in_flight().min().unwrap_or(0),
+        )
+    }
+
+    fn prefix(&self, options: &PrefixOptions) -> Vec<usize> {
+        let (most, fewest) = self.most_and_fewest();
+        if options
+            .imbalance_threshold
+            .is_some_and(|limit| most - fewest >= limit)
+        {
+            return self.least_request();
+        }
+        let waiting = || self.members.iter().map(|at| self.load(*at).waiting);
+        let longest = waiting().min().unwrap_or(0) + 2;
+        let queued: u32 = waiting().map(|queue| queue.min(longest)).sum();
+        let q = f64::from(queued) / self.members.len() as f64;
+        let alpha = 1.0 + options.stickiness * q.min(8.0);
+        let home = self
+            .members
+            .iter()
+            .copied()
+            .max_by_key(|at| self.score(*at));
+        self.sorted(|at| {
+            let held = self.holders.tokens(at);
+            let work = self.round.prompt_tokens.saturating_sub(held).max(16);
+            let own = work_cost(options, alpha, work, Some(at) == home);
+            let cost = load_cost(options, &self.load(at)) + own;
+            (cost.max(0.0).to_bits(), Reverse(self.score(at)))
+        })
+    }
+
+    fn rank(&self, policy: &PolicyConfig) -> Vec<usize> {
+        match policy {
+            PolicyConfig::LeastRequest => self.least_request(),
+            PolicyConfig::LowestQps { window_us } => self.sorted(|at| {
+                let rate = self.rates.total(at).copied().unwrap_or_default();
+                (
+                    rate.requests(bucket(self.now_us, *window_us)),
+                    self.load(at).last_used_us,
+                )
+            }),
+            PolicyConfig::ConsistentHash { bounded_load, .. } => {
+                let mut order = self.sorted(|at| Reverse(self.score(at)));
+                let total: u32 = self.members.iter().map(|at| self.load(*at).in_flight).sum();
+                let mean = f64::from(total + 1) / self.members.len() as f64;
+                let bound = bounded_load.map_or(f64::INFINITY, |factor| (factor * mean).ceil());
+                let free = |at: &usize| f64::from(self.load(*at).in_flight) < bound;
+                let busy = order.iter().position(free).unwrap_or(0);
+                order.rotate_left(busy);
+                order
+            }
+            PolicyConfig::CacheAware(options) => {
+                let (most, fewest) = self.most_and_fewest();
+                let beyond = f64::from(most) > f64::from(fewest) * options.balance_rel_threshold;
+                let held = |at: usize| self.holders.tokens(at);
+                let best = self.members.iter().map(|at| held(*at)).max().unwrap_or(0);
+                let cold = best as f64 <= options.cache_threshold * self.round.prompt_tokens as f64;
+                if cold || most - fewest > options.balance_abs_threshold && beyond {
+                    return self.least_request();
+                }
+                self.sorted(|at| {
+                    let load = self.load(at);
+                    (Reverse(held(at)), load.in_flight, load.last_used_us)
+                })
+            }
+            PolicyConfig::Prefix(options) => self.prefix(options),
+            _ => unreachable!("not among the policies of this test"),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
+
+    /// Ties included, and whatever of the columns was renewed or skipped.
+    #[test]
+    fn rankings_equal_those_of_a_naive_evaluation(
+        policy in policies(),
+        members in prop::sample::subsequence((0..ENDPOINTS).collect::<Vec<_>>(), 1..=ENDPOINTS),
+        backwards in any::<bool>(),
+        candidates in 1..6_usize,
+        rounds in vec(round(), 1..8),
+    ) {
+        let policy = parsed(policy);
+        let mut members = members;
+        if backwards {
+            members.reverse();
+        }
+        let identities: Vec<u64> = (0..ENDPOINTS as u64).map(|at| hash::mix(at, 7)).collect();
+        let mut loads: Board<Load> = Board::new(vec![None; ENDPOINTS]);
+        let mut rates: Board<Rate> = Board::new(vec![None; ENDPOINTS]);
+        let mut group = Group::new(members.clone(), &identities);
+        let mut holders = Holders::new(ENDPOINTS);
+        let mut now_us = 10_000_000;
+        for round in &rounds {
+            now_us += round.later_us;
+            for (at, in_flight, waiting, tokens, last_used_us) in round.loads.iter().copied() {
+                loads.change(at, |load| *load = Load {
+                    in_flight,
+                    waiting,
+                    prefill_tokens: tokens * 100,
+                    context_tokens: tokens * 1000,
+                    decoding_tokens: 0,
+                    last_used_us,
+                });
+            }
+            for at in &round.requests {
+                rates.change(*at, |rate| rate.count(bucket(now_us, 5_000_000)));
+            }
+            holders.clear();
+            round.held.iter().for_each(|(at, tokens)| holders.set(*at, *tokens));
+            policy::catch_up(&policy, &mut group, &loads, &rates, now_us);
+            let ranking = policy::rank(&policy, &View {
+                group: &group,
+                loads: &loads,
+                key: Some(round.key),
+                warmth: Some(Warmth {
+                    tokens: round.prompt_tokens,
+                    holders: &holders,
+                    conversation: round.key,
+                }),
+                turn: 0,
+                draw: 0,
+                candidates,
+            });
+            let naive = Naive {
+                members: &members,
+                identities: &identities,
+                loads: &loads,
+                rates: &rates,
+                holders: &holders,
+                round,
+                now_us,
+            };
+            let mut expected = naive.rank(&policy);
+            expected.truncate(candidates);
+            prop_assert_eq!(ranking.ranked, expected);
+        }
+    }
+}
