@@ -30,6 +30,12 @@ pub trait Policy {
     fn first_token(&mut self, _req: &SimRequest, _engine: usize, _now_us: u64) {}
     /// The last token.
     fn done(&mut self, _req: &SimRequest, _engine: usize, _now_us: u64) {}
+    /// Time passes; called in the policy's [`tick_period_us`](Self::tick_period_us).
+    fn tick(&mut self, _now_us: u64) {}
+    /// How often it is told that time passes; `None` if it does not care.
+    fn tick_period_us(&self) -> Option<u64> {
+        None
+    }
     /// How often the engines are scraped for this policy; `None` if it does not look.
     fn scrape_period_us(&self) -> Option<u64> {
         None

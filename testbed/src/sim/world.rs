@@ -1,7 +1,7 @@
 //! The discrete-event loop: one workload, one policy, one fleet, from the first arrival to the last
 //! token.
 //!
-//! Events are arrivals, ends of engine steps and scrapes, in order of time and then of creation, so
+//! Events are arrivals, ends of engine steps, scrapes and ticks, in order of time and then of creation, so
 //! that equal inputs give equal results. A step's tokens take effect at its end; an idle engine
 //! starts a step when a request arrives. O(log(engines + requests)) an event.
 
@@ -39,6 +39,7 @@ enum Event {
     Arrival { request: usize },
     StepEnd { engine: usize },
     Scrape,
+    Tick { router: usize },
 }
 
 /// Where and when a request was sent.
@@ -79,6 +80,7 @@ pub fn run(
             Event::Arrival { request } => world.arrive(request, now_us),
             Event::StepEnd { engine } => world.end_step(engine, now_us),
             Event::Scrape => world.scrape(now_us),
+            Event::Tick { router } => world.tick(router, now_us),
         }
         if world.ended >= reported + 256 {
             reported = world.ended;
@@ -119,6 +121,17 @@ impl<'a> World<'a> {
         }
         if world.scrape_period_us.is_some() {
             world.schedule(0, Event::Scrape);
+        }
+        // Routers have started at different moments.
+        let routers = world.routers.len() as u64;
+        for router in 0..world.routers.len() {
+            let period_us = world
+                .routers
+                .get(router)
+                .and_then(|one| one.tick_period_us());
+            if let Some(period_us) = period_us {
+                world.schedule(period_us * router as u64 / routers, Event::Tick { router });
+            }
         }
         world
     }
@@ -247,6 +260,19 @@ impl<'a> World<'a> {
                 prompt_tokens: req.prompt_tokens,
                 cached_tokens: last.cached_tokens,
             });
+        }
+    }
+
+    /// Tells a router that time passes; again in a period, while requests are left.
+    fn tick(&mut self, router: usize, now_us: u64) {
+        let Some(policy) = self.routers.get_mut(router) else {
+            return;
+        };
+        policy.tick(now_us);
+        if let Some(period_us) = policy.tick_period_us()
+            && self.ended < self.workload.requests.len()
+        {
+            self.schedule(now_us + period_us, Event::Tick { router });
         }
     }
 

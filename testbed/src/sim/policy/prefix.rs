@@ -91,9 +91,7 @@ impl Options {
         };
         let endpoints: Vec<_> = (0..engines).map(endpoint).collect();
         let policy = self.members(kv_tokens);
-        // A simulated router is ticked with its requests only, which may be far apart.
-        let limits = serde_json::json!({"worker_expiry_ms": 600_000});
-        let json = serde_json::json!({"limits": limits, "pools": [{
+        let json = serde_json::json!({"pools": [{
             "name": "sim", "candidates": 1, "policy": {"prefix": policy},
             "endpoints": {"static": endpoints},
         }]});
@@ -155,7 +153,6 @@ pub struct Prefix {
     charges: HashMap<u64, Charge, DefaultHashBuilder>,
     unary: bool,
     max_tokens: bool,
-    ticked_us: u64,
 }
 
 impl Prefix {
@@ -168,7 +165,6 @@ impl Prefix {
             charges: HashMap::default(),
             unary: options.unary,
             max_tokens: options.max_tokens,
-            ticked_us: 0,
         }
     }
 
@@ -197,10 +193,6 @@ impl Policy for Prefix {
         let Some(router) = self.router.as_mut() else {
             return 0;
         };
-        if now_us.saturating_sub(self.ticked_us) >= TICK_US {
-            self.ticked_us = now_us;
-            router.tick(now_us);
-        }
         let Some(target) = router.only_target().cloned() else {
             return 0;
         };
@@ -215,6 +207,16 @@ impl Policy for Prefix {
         let engine = charge.position();
         self.charges.insert(req.id, charge);
         engine
+    }
+
+    fn tick(&mut self, now_us: u64) {
+        if let Some(router) = self.router.as_mut() {
+            router.tick(EPOCH_US + now_us);
+        }
+    }
+
+    fn tick_period_us(&self) -> Option<u64> {
+        Some(TICK_US)
     }
 
     fn first_token(&mut self, req: &SimRequest, _engine: usize, now_us: u64) {
