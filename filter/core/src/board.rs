@@ -116,6 +116,11 @@ impl<R: Row> Board<R> {
         self.total.get(position)
     }
 
+    /// What this worker has itself.
+    pub fn own(&self, position: usize) -> Option<&R> {
+        self.own.get(position)
+    }
+
     /// How many changes of sums there were, to name in [`Board::changed_since`] later.
     pub fn changes(&self) -> u64 {
         self.changes.count()

@@ -16,8 +16,8 @@ pub struct Load {
     pub prefill_tokens: u64,
     /// Context tokens of all in flight.
     pub context_tokens: u64,
-    /// The part of them whose requests have their first token.
-    pub decoding_tokens: u64,
+    /// Tokens of the engine's cache that requests in flight keep, each counted once.
+    pub kept_tokens: u64,
     /// When it was last chosen, in microseconds of the Unix clock.
     pub last_used_us: u64,
 }
@@ -31,7 +31,7 @@ impl Row for Load {
         out.extend_from_slice(&self.waiting.to_le_bytes());
         out.extend_from_slice(&self.prefill_tokens.to_le_bytes());
         out.extend_from_slice(&self.context_tokens.to_le_bytes());
-        out.extend_from_slice(&self.decoding_tokens.to_le_bytes());
+        out.extend_from_slice(&self.kept_tokens.to_le_bytes());
         out.extend_from_slice(&self.last_used_us.to_le_bytes());
     }
 
@@ -40,14 +40,14 @@ impl Row for Load {
         let (waiting, bytes) = bytes.split_first_chunk()?;
         let (prefill_tokens, bytes) = bytes.split_first_chunk()?;
         let (context_tokens, bytes) = bytes.split_first_chunk()?;
-        let (decoding_tokens, bytes) = bytes.split_first_chunk()?;
+        let (kept_tokens, bytes) = bytes.split_first_chunk()?;
         let (last_used_us, _) = bytes.split_first_chunk()?;
         Some(Load {
             in_flight: u32::from_le_bytes(*in_flight),
             waiting: u32::from_le_bytes(*waiting),
             prefill_tokens: u64::from_le_bytes(*prefill_tokens),
             context_tokens: u64::from_le_bytes(*context_tokens),
-            decoding_tokens: u64::from_le_bytes(*decoding_tokens),
+            kept_tokens: u64::from_le_bytes(*kept_tokens),
             last_used_us: u64::from_le_bytes(*last_used_us),
         })
     }
@@ -57,7 +57,7 @@ impl Row for Load {
         self.waiting = self.waiting.saturating_add(other.waiting);
         self.prefill_tokens = self.prefill_tokens.saturating_add(other.prefill_tokens);
         self.context_tokens = self.context_tokens.saturating_add(other.context_tokens);
-        self.decoding_tokens = self.decoding_tokens.saturating_add(other.decoding_tokens);
+        self.kept_tokens = self.kept_tokens.saturating_add(other.kept_tokens);
         self.last_used_us = self.last_used_us.max(other.last_used_us);
     }
 

@@ -18,6 +18,8 @@ mod log;
 mod replica;
 mod snapshot;
 pub mod table;
+#[cfg(test)]
+mod tests;
 
 pub use replica::Replica;
 
@@ -62,6 +64,16 @@ pub enum Kind {
     Hold,
     /// The engine did not take the prompt after all.
     Drop,
+}
+
+/// What a pin took of an engine's cache, in chunks. What another request in flight had pinned before
+/// is in neither: it is there once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pinned {
+    /// What was idle there.
+    pub idle_chunks: u32,
+    /// What was not there.
+    pub fresh_chunks: u32,
 }
 
 /// The positions of a chain of `links` links that are stored, in order, with their distance to the
@@ -144,36 +156,63 @@ impl Index {
         self.clocks.set_busy(engine.0, tokens);
     }
 
-    /// Applies an event, our own or another worker's.
-    pub fn apply(&mut self, event: &Event) {
-        let engine = event.engine.0;
-        for mark in &event.marks {
-            match event.kind {
-                Kind::Pin => {
-                    let Some(epoch) = self.clocks.pinned(engine) else {
-                        return;
-                    };
-                    if let Some((before, chunks)) = self.enter(*mark, engine, epoch) {
-                        self.clocks.removed(engine, before, chunks);
-                    }
+    /// Applies an event of our own. Returns what a pin took.
+    pub fn apply(&mut self, event: &Event) -> Pinned {
+        let pinned = self.note(event);
+        self.clocks.trim(event.engine.0);
+        pinned
+    }
+
+    /// Applies another worker's event. Nothing is forgotten for it before [`Index::set_busy`] tells
+    /// what running requests take: a prompt that is back in the idle part, and still counted as
+    /// running, would push out others.
+    pub(crate) fn note(&mut self, event: &Event) -> Pinned {
+        let engine = event.engine;
+        let mut pinned = Pinned::default();
+        match event.kind {
+            Kind::Pin => {
+                for mark in &event.marks {
+                    self.pin(*mark, engine, &mut pinned);
                 }
-                Kind::Hold => {
-                    let Some(epoch) = self.clocks.current(engine) else {
-                        return;
-                    };
-                    let before = self.enter(*mark, engine, epoch);
-                    self.clocks.moved(engine, before, mark.chunks);
+            }
+            // From the end: an engine frees a prompt's last blocks first.
+            Kind::Hold => {
+                self.clocks.grew(engine.0, event.extra_chunks);
+                for mark in event.marks.iter().rev() {
+                    self.hold(*mark, engine);
                 }
-                Kind::Drop => {
-                    if let Some((epoch, chunks)) = self.table.drop_holder(mark.link, engine) {
-                        self.clocks.removed(engine, epoch, chunks);
+            }
+            Kind::Drop => {
+                for mark in &event.marks {
+                    if let Some((epoch, chunks)) = self.table.drop_holder(mark.link, engine.0) {
+                        self.clocks.removed(engine.0, epoch, chunks);
                     }
                 }
             }
         }
-        if event.kind == Kind::Hold {
-            self.clocks.grew(engine, event.extra_chunks);
+        pinned
+    }
+
+    fn pin(&mut self, mark: Mark, engine: EndpointId, pinned: &mut Pinned) {
+        let Some(epoch) = self.clocks.pinned(engine.0) else {
+            return;
+        };
+        match self.enter(mark, engine.0, epoch) {
+            Some((before, _)) if self.clocks.is_pinned(engine.0, before) => {}
+            Some((before, chunks)) => {
+                self.clocks.removed(engine.0, before, chunks);
+                pinned.idle_chunks += u32::from(chunks);
+            }
+            None => pinned.fresh_chunks += u32::from(mark.chunks),
         }
+    }
+
+    fn hold(&mut self, mark: Mark, engine: EndpointId) {
+        let Some(epoch) = self.clocks.current(engine.0) else {
+            return;
+        };
+        let before = self.enter(mark, engine.0, epoch);
+        self.clocks.moved(engine.0, before, mark.chunks);
     }
 
     /// Enters a mark; returns epoch and chunks of its live entry before.

@@ -189,6 +189,25 @@ fn workers_learn_from_each_other_and_newcomers_start_warm() {
 }
 
 #[test]
+fn a_prompt_that_another_worker_runs_is_not_counted_twice() {
+    let store = MemoryStore::new();
+    let mut first = Router::new(config(1, 128_000, ""), &store, 1_000_000);
+    let mut second = Router::new(config(1, 128_000, ""), &store, 1_000_001);
+    serve(&mut second, prompt(0, 0, 9, 1), 2_000_000);
+    serve(&mut first, prompt(0, 0, 1, 450), 2_100_000);
+    serve(&mut first, prompt(0, 0, 2, 450), 2_200_000);
+    first.tick(2_300_000);
+    second.tick(2_300_000);
+    serve(&mut second, prompt(0, 0, 9, 1), 2_400_000);
+    // The load of this request is read at once, the events that belong to it a little later.
+    let (_, charge) = decide(&mut first, prompt(0, 0, 2, 450), 2_400_500);
+    serve(&mut second, prompt(0, 0, 9, 1), 2_401_500);
+    first.end(charge, SERVED, 2_405_000);
+    let (_, reason) = serve(&mut second, prompt(0, 0, 1, 450), 2_500_000);
+    assert_eq!(reason, Reason::LongestPrefix);
+}
+
+#[test]
 fn a_new_worker_sees_what_a_lone_one_just_learned() {
     let store = MemoryStore::new();
     let make = || Router::new(config(8, 400_000, ""), &store, 1_000_000);

@@ -126,7 +126,7 @@ impl Naive<'_> {
             return self.least_request();
         }
         let waiting = || self.members.iter().map(|at| self.load(*at).waiting);
-        let longest = waiting().min().unwrap_or(0) + 2;
+        let longest = waiting().min().unwrap_or(0) + 4;
         let queued: u32 = waiting().map(|queue| queue.min(longest)).sum();
         let q = f64::from(queued) / self.members.len() as f64;
         let alpha = 1.0 + options.stickiness * q.min(8.0);
@@ -215,7 +215,7 @@ proptest! {
                     waiting,
                     prefill_tokens: tokens * 100,
                     context_tokens: tokens * 1000,
-                    decoding_tokens: 0,
+                    kept_tokens: 0,
                     last_used_us,
                 });
             }

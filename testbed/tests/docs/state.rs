@@ -1,6 +1,6 @@
 //! The sizes that docs/architecture.md gives for shared state.
 
-use warmpath_core::board::Row;
+use warmpath_core::board::{MOST_NEWS, Row};
 use warmpath_core::load::Load;
 use warmpath_core::prefix::table::{SET_BYTES, SLOT_BYTES};
 use warmpath_core::rate::Rate;
@@ -34,8 +34,11 @@ fn check_board<R: Row>() {
     let (_, fields) = row.split_once("endpoint: ").expect("fields of an endpoint");
     let (fields, _) = fields.split_once(" | ").expect("a size");
     assert_eq!(sum(fields), 2 + R::BYTES, "{fields}");
-    let size = format!("9 + {} bytes", 2 + R::BYTES);
-    assert!(row.contains(&size), "no {size:?} in {row}");
+    let size = format!("13 + {} bytes", 2 + R::BYTES);
+    let most = format!("at most {MOST_NEWS} endpoints");
+    for wanted in [&size, &most] {
+        assert!(row.contains(wanted), "no {wanted:?} in {row}");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::rate::Rate;
 use std::cmp::Reverse;
 
 /// Waiting requests beyond which endpoints are not told apart.
-pub const MOST_WAITING: usize = 10;
+pub const MOST_WAITING: usize = 12;
 
 /// Members of a pool, or those that serve one model.
 #[derive(Debug)]

@@ -7,7 +7,7 @@
 //!          + request_tokens * n + context_weight * c
 //! u     = max(16, prompt tokens - tokens held by the engine)
 //! alpha = 1 + stickiness * q
-//! q     = mean over engines of the requests without a first token, each counted to at most 2 more
+//! q     = mean over engines of the requests without a first token, each counted to at most 4 more
 //!         than the least of them; at most 8
 //! ```
 //!
@@ -58,7 +58,7 @@ pub struct PrefixOptions {
 const LEAST_WORK_TOKENS: u64 = 16;
 /// How far beyond the shortest queue one counts. A queue at one engine says nothing about the cost
 /// of doing work twice while another engine is idle.
-const MOST_BEYOND_SHORTEST: usize = 2;
+const MOST_BEYOND_SHORTEST: usize = 4;
 /// Beyond this many waiting requests per engine, more do not make a hit worth more.
 const MOST_WAITING: usize = group::MOST_WAITING - MOST_BEYOND_SHORTEST;
 

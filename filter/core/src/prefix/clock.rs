@@ -7,11 +7,14 @@
 //! use. While all live epochs together hold more than the capacity, the oldest is dropped, and every
 //! entry that carries it is gone at once, without being visited.
 //!
-//! What a request in flight uses cannot be evicted, and does not push anything out of the idle part
-//! either until it is complete. Such an entry is *pinned*: stamped with an epoch ahead of the
-//! current one and counted in none. A pin is a lease, not a lock: if the request's worker dies, the
-//! clock passes the stamp in time and the entry ages like any other. The context of running
-//! requests is taken off the capacity.
+//! What a request in flight uses cannot be evicted. Such an entry is *pinned*: stamped with an epoch
+//! ahead of the current one and counted in none. What running requests keep is taken off the
+//! capacity instead, each chunk once however many use it ([`Pinned`](super::Pinned)). A pin is a
+//! lease, not a lock: if the request's worker dies, the clock passes the stamp in time and the entry
+//! ages like any other.
+//!
+//! An engine frees the blocks of a prompt from its end, so that a beginning outlives what follows it.
+//! So the end is stamped first, and gets the older epoch.
 
 use crate::ids::EndpointId;
 use std::collections::VecDeque;
@@ -21,10 +24,10 @@ use super::CHUNK_TOKENS;
 /// Epochs per capacity. While running requests take most of the cache the idle part is small, and an
 /// epoch is the least that can be dropped from it.
 const EPOCHS: u64 = 128;
-/// How much more than the capacity idle entries may count for: prompts that overlap are counted
-/// twice in places. Chosen in simulation between 5, best for the agentic trace with 400k tokens, and
-/// more, better for chat with 2M; 0 forgets too early there, 15 too late on the former.
-const SLACK_PERCENT: u64 = 8;
+/// How much more than the capacity entries may count for: prompts that overlap are counted twice in
+/// places. Chosen in simulation; twice as much or nothing is nearly as good, but 8 costs the agentic
+/// trace with 400k tokens a tenth of its mean time to first token at full load, and 15 half of it.
+const SLACK_PERCENT: u64 = 2;
 /// How far ahead a pin is stamped, in epochs: four capacities. Under saturation many requests
 /// complete while one waits, and each moves the clock.
 const PIN_EPOCHS: u16 = 512;
@@ -84,11 +87,24 @@ impl Clocks {
             .map(|clock| clock.current.wrapping_add(PIN_EPOCHS))
     }
 
+    /// Forgets what the engine must have evicted by now.
+    pub(super) fn trim(&mut self, engine: u16) {
+        if let Some(clock) = self.get_mut(engine) {
+            clock.trim();
+        }
+    }
+
     pub(super) fn set_busy(&mut self, engine: u16, tokens: u64) {
         if let Some(clock) = self.get_mut(engine) {
             clock.busy_chunks = tokens / CHUNK_TOKENS;
             clock.trim();
         }
+    }
+
+    /// Whether an entry of this epoch is pinned.
+    pub(super) fn is_pinned(&self, engine: u16, epoch: u16) -> bool {
+        self.get(engine)
+            .is_some_and(|clock| (1..=PIN_EPOCHS).contains(&epoch.wrapping_sub(clock.current)))
     }
 
     /// Whether an entry of this epoch is still held.
@@ -162,16 +178,21 @@ impl Clock {
                 self.epochs.push_back(chunks);
             }
         }
-        self.trim();
+        if self.epochs.len() > MAX_EPOCHS {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        let oldest = self.epochs.pop_front().unwrap_or_default();
+        self.total_chunks = self.total_chunks.saturating_sub(oldest);
     }
 
     fn trim(&mut self) {
         let capacity = self.capacity_chunks + self.capacity_chunks * SLACK_PERCENT / 100;
         let room = capacity.saturating_sub(self.busy_chunks);
-        while self.epochs.len() > 1 && (self.total_chunks > room || self.epochs.len() > MAX_EPOCHS)
-        {
-            let oldest = self.epochs.pop_front().unwrap_or_default();
-            self.total_chunks = self.total_chunks.saturating_sub(oldest);
+        while self.epochs.len() > 1 && self.total_chunks > room {
+            self.forget_oldest();
         }
     }
 }

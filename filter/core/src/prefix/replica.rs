@@ -1,7 +1,7 @@
 //! One worker's replica of the index, and its part in keeping all replicas alike.
 
 use super::snapshot::{self, Cursor};
-use super::{Event, Index, log};
+use super::{Event, Index, Pinned, log};
 use crate::ids::EndpointId;
 use crate::store::Store;
 use crate::workers::Column;
@@ -72,8 +72,9 @@ impl Replica {
         self.away = before;
     }
 
-    /// Reads what the others learned, if it is due.
-    pub fn follow<S: Store>(&mut self, store: &S, now_us: u64) {
+    /// Reads what the others learned, if it is due; whether it was. Then [`Replica::set_busy`] must
+    /// follow for every engine.
+    pub fn follow<S: Store>(&mut self, store: &S, now_us: u64) -> bool {
         let spacing_us = READ_SPACING_US.saturating_mul(self.readers.len() as u64);
         let fresh = |read_us: u64| {
             now_us
@@ -81,22 +82,26 @@ impl Replica {
                 .is_some_and(|age| age < spacing_us)
         };
         if self.readers.is_empty() || self.read_us.is_some_and(fresh) {
-            return;
+            return false;
         }
         self.read_us = Some(now_us);
         let index = &mut self.index;
         for reader in &mut self.readers {
-            reader.read(store, |event| index.apply(event));
+            reader.read(store, |event| {
+                index.note(event);
+            });
         }
+        true
     }
 
-    /// Applies an event of our own and tells the others.
-    pub fn record<S: Store>(&mut self, event: &Event, store: &S, column: Option<Column>) {
-        self.index.apply(event);
+    /// Applies an event of our own and tells the others. Returns what a pin took.
+    pub fn record<S: Store>(&mut self, event: &Event, store: &S, column: Option<Column>) -> Pinned {
+        let pinned = self.index.apply(event);
         // Alone, too: who joins later reads the whole ring, and starts with what we know now.
         if let Some(column) = column {
             self.writer.append(event, store, column);
         }
+        pinned
     }
 
     /// Makes recorded events known.
@@ -106,9 +111,8 @@ impl Replica {
         }
     }
 
-    /// Follows the others, and writes a part of the snapshot if this worker has the lowest column.
-    pub fn tick<S: Store>(&mut self, store: &S, column: Option<Column>, now_us: u64) {
-        self.follow(store, now_us);
+    /// Writes a part of the snapshot, if this worker has the lowest column.
+    pub fn tick<S: Store>(&mut self, store: &S, column: Option<Column>) {
         let lowest = |column: &Column| {
             self.readers
                 .iter()

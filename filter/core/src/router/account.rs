@@ -25,6 +25,12 @@ pub struct Charge {
     pub(super) position: usize,
     pub(super) work_tokens: u64,
     pub(super) context_tokens: u64,
+    /// Output that is expected.
+    pub(super) output_tokens: u64,
+    /// Tokens of the engine's cache that it keeps from the decision on, and no other request did.
+    pub(super) kept_tokens: u64,
+    /// Those that it keeps in addition once it has its first token.
+    pub(super) grow_tokens: u64,
     pub(super) streamed: bool,
     pub(super) held: Option<Held>,
     /// Whether the first token is awaited.
@@ -43,7 +49,7 @@ pub(super) struct Held {
     /// How many of the marks were known to be held before.
     pub(super) known: usize,
     /// The end of the prompt that no mark covers.
-    pub(super) tail_chunks: u32,
+    pub(super) tail_tokens: u64,
 }
 
 /// How a request ended.
@@ -64,6 +70,9 @@ impl Charge {
             position,
             work_tokens: 0,
             context_tokens: 0,
+            output_tokens: 0,
+            kept_tokens: 0,
+            grow_tokens: 0,
             streamed: true,
             held: None,
             waiting: true,
@@ -92,11 +101,12 @@ impl Charge {
             load.in_flight = load.in_flight.saturating_sub(1);
             load.context_tokens = load.context_tokens.saturating_sub(self.context_tokens);
         }
-        let decoding = load.decoding_tokens;
-        load.decoding_tokens = match (waiting, in_flight) {
-            (true, false) => decoding.saturating_add(self.context_tokens),
-            (false, true) => decoding.saturating_sub(self.context_tokens),
-            _ => decoding,
+        let kept = load.kept_tokens;
+        load.kept_tokens = match (waiting, in_flight) {
+            (true, false) => kept.saturating_add(self.grow_tokens),
+            (false, true) => kept.saturating_sub(self.kept_tokens.saturating_add(self.grow_tokens)),
+            (true, true) => kept.saturating_sub(self.kept_tokens),
+            (false, false) => kept,
         };
     }
 
@@ -106,6 +116,9 @@ impl Charge {
             load.prefill_tokens = load.prefill_tokens.saturating_add(self.work_tokens);
         }
         load.in_flight = load.in_flight.saturating_add(1);
+        let grown = if self.waiting { 0 } else { self.grow_tokens };
+        let kept = self.kept_tokens.saturating_add(grown);
+        load.kept_tokens = load.kept_tokens.saturating_add(kept);
         load.context_tokens = load.context_tokens.saturating_add(self.context_tokens);
         // Two decisions within one microsecond still have an order.
         load.last_used_us = now_us.max(load.last_used_us.saturating_add(1));
@@ -117,7 +130,7 @@ impl Charge {
 struct Estimate {
     position: usize,
     work_tokens: u64,
-    context_tokens: u64,
+    grow_tokens: u64,
 }
 
 /// Estimates of when prefill is done, for requests that do not show it.
@@ -164,13 +177,13 @@ impl Drains {
         let Charge {
             position,
             work_tokens,
-            context_tokens,
+            grow_tokens,
             ..
         } = *charge;
         let estimate = Estimate {
             position,
             work_tokens,
-            context_tokens,
+            grow_tokens,
         };
         self.open.insert(self.last, estimate);
     }
@@ -204,6 +217,7 @@ impl<S: Store> Router<S> {
         charge.queued_tokens = queued.saturating_add(charge.work_tokens);
         self.loads
             .change(charge.position, |load| charge.add_to(load, now_us));
+        self.tell_busy(charge.position);
         if !charge.streamed && charge.work_tokens > 0 {
             self.drains.open(charge, now_us);
         }
@@ -216,7 +230,7 @@ impl<S: Store> Router<S> {
             self.loads.change(done.position, |load| {
                 load.waiting = load.waiting.saturating_sub(1);
                 load.prefill_tokens = load.prefill_tokens.saturating_sub(done.work_tokens);
-                load.decoding_tokens = load.decoding_tokens.saturating_add(done.context_tokens);
+                load.kept_tokens = load.kept_tokens.saturating_add(done.grow_tokens);
             });
             self.tell_busy(done.position);
         }
@@ -236,6 +250,7 @@ impl<S: Store> Router<S> {
         self.loads.change(charge.position, |load| {
             charge.take_from(load, charge.waiting, true)
         });
+        self.tell_busy(charge.position);
         self.retract(charge);
         charge.position = served;
         let id = self.endpoints.get(served).and_then(|endpoint| endpoint.id);
@@ -284,9 +299,10 @@ impl<S: Store> Router<S> {
             .get(position)
             .and_then(|endpoint| endpoint.id);
         if let (Some(id), Some(load), Some(replica)) =
-            (id, self.loads.total(position), self.replica.as_mut())
+            (id, self.loads.own(position), self.replica.as_mut())
         {
-            replica.set_busy(id, load.decoding_tokens);
+            let peers = self.peers_busy.get(position).copied().unwrap_or_default();
+            replica.set_busy(id, load.kept_tokens.saturating_add(peers));
         }
     }
 
@@ -314,8 +330,9 @@ impl<S: Store> Router<S> {
         let Some(held) = charge.held.take() else {
             return;
         };
-        let output_chunks = u64::from(output_tokens).div_ceil(CHUNK_TOKENS) as u32;
-        let extra_chunks = held.tail_chunks.saturating_add(output_chunks);
+        let extra_tokens = held.tail_tokens.saturating_add(u64::from(output_tokens));
+        let extra_chunks = extra_tokens.saturating_add(CHUNK_TOKENS / 2) / CHUNK_TOKENS;
+        let extra_chunks = u32::try_from(extra_chunks).unwrap_or(u32::MAX);
         self.tell(charge.position, Kind::Hold, extra_chunks, held.marks);
     }
 

@@ -54,7 +54,7 @@ impl<S: Store> Router<S> {
     /// The answer to give when no endpoint can take the request.
     pub fn decide(&mut self, ask: Ask, now_us: u64) -> Result<(Decision, Charge), Answer> {
         self.join(now_us);
-        self.follow_loads(now_us);
+        self.follow(now_us);
         self.drain(now_us);
         let target = ask.target;
         let group = self
@@ -81,8 +81,7 @@ impl<S: Store> Router<S> {
         };
         let looks = deciding.kv_tokens().is_some();
         let prompt = ask.prompt.filter(|_| looks);
-        if let (Some(prompt), Some(replica)) = (&prompt, &mut self.replica) {
-            replica.follow(&self.store, now_us);
+        if let (Some(prompt), Some(replica)) = (&prompt, &self.replica) {
             self.holders.clear();
             let (positions, holders) = (&self.positions, &mut self.holders);
             replica.index().lookup(&prompt.chain, |engine, link| {
@@ -140,13 +139,12 @@ impl<S: Store> Router<S> {
     ) -> Charge {
         let mut charge = Charge::new(position, now_us);
         if let Some(prompt) = prompt {
-            let output = prompt
+            charge.output_tokens = prompt
                 .output_tokens
-                .map_or(EXPECTED_OUTPUT_TOKENS, u64::from);
+                .map_or(EXPECTED_OUTPUT_TOKENS, u64::from)
+                .min(EXPECTED_OUTPUT_TOKENS);
             charge.work_tokens = work_tokens;
-            charge.context_tokens = prompt
-                .tokens()
-                .saturating_add(output.min(EXPECTED_OUTPUT_TOKENS));
+            charge.context_tokens = prompt.tokens().saturating_add(charge.output_tokens);
             charge.streamed = prompt.streamed;
             let held_tokens = self.holders.tokens(position);
             charge.held = Some(Held::new(&prompt, held_tokens));
@@ -173,8 +171,23 @@ impl<S: Store> Router<S> {
             extra_chunks: 0,
             marks: std::mem::take(&mut held.marks),
         };
-        replica.record(&event, &self.store, self.column);
+        let pinned = replica.record(&event, &self.store, self.column);
         held.marks = event.marks;
+        let tokens = |chunks: u32| u64::from(chunks) * CHUNK_TOKENS;
+        let fresh_tokens = tokens(pinned.fresh_chunks)
+            .saturating_add(held.tail_tokens)
+            .saturating_add(charge.output_tokens);
+        // An engine gives room to a prompt when it begins to compute it. While others wait before
+        // it, that is taken to be the first token.
+        let waits = self
+            .loads
+            .total(charge.position)
+            .is_some_and(|load| load.waiting > 0);
+        let kept_tokens = tokens(pinned.idle_chunks);
+        (charge.kept_tokens, charge.grow_tokens) = match waits {
+            true => (kept_tokens, fresh_tokens),
+            false => (kept_tokens.saturating_add(fresh_tokens), 0),
+        };
     }
 }
 
@@ -192,7 +205,7 @@ impl Held {
         Held {
             marks,
             known,
-            tail_chunks: tail_tokens.div_ceil(CHUNK_TOKENS) as u32,
+            tail_tokens,
         }
     }
 }

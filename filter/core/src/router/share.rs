@@ -3,6 +3,7 @@
 use super::Router;
 use crate::board::READ_SPACING_US;
 use crate::ids::{self, EndpointId};
+use crate::load::Load;
 use crate::store::Store;
 use crate::workers;
 
@@ -18,14 +19,41 @@ impl<S: Store> Router<S> {
         }
         self.beat(now_us);
         self.drain(now_us);
+        self.follow(now_us);
         if let Some(replica) = self.replica.as_mut() {
-            replica.tick(&self.store, self.column, now_us);
+            replica.tick(&self.store, self.column);
         }
         let now_ms = now_us / 1000;
         if now_ms.saturating_sub(self.touched_ms) >= ids::TOUCH_MS {
             self.touched_ms = now_ms;
             // The answer is what we have: an id does not change while it is in use.
             let _: Vec<Option<EndpointId>> = ids::resolve(&self.store, &self.identities, now_ms);
+        }
+    }
+
+    /// Reads what the other workers published, if it is due.
+    pub(super) fn follow(&mut self, now_us: u64) {
+        self.loads.refresh(&self.store, now_us);
+        let Some(replica) = self.replica.as_mut() else {
+            return;
+        };
+        // Events and the cache taken by running requests belong together: of two views of
+        // different age the clocks would count a prompt twice, and forget too much.
+        if !replica.follow(&self.store, now_us) {
+            return;
+        }
+        let seen = std::mem::replace(&mut self.busy_seen, self.loads.changes());
+        let changed: Vec<usize> = match self.loads.changed_since(seen) {
+            Some(changed) => changed.collect(),
+            None => (0..self.endpoints.len()).collect(),
+        };
+        let tokens = |load: Option<&Load>| load.map_or(0, |load| load.kept_tokens);
+        for position in changed {
+            let own = tokens(self.loads.own(position));
+            if let Some(busy) = self.peers_busy.get_mut(position) {
+                *busy = tokens(self.loads.total(position)).saturating_sub(own);
+            }
+            self.tell_busy(position);
         }
     }
 
@@ -50,27 +78,6 @@ impl<S: Store> Router<S> {
         }
     }
 
-    /// Reads what the others have in flight, if it is due.
-    pub(super) fn follow_loads(&mut self, now_us: u64) {
-        let seen = self.loads.changes();
-        self.loads.refresh(&self.store, now_us);
-        self.tell_busy_since(seen);
-    }
-
-    /// Tells the index of every endpoint whose load changed since `seen`.
-    fn tell_busy_since(&mut self, seen: u64) {
-        if self.replica.is_none() || self.loads.changes() == seen {
-            return;
-        }
-        let changed: Vec<usize> = match self.loads.changed_since(seen) {
-            Some(changed) => changed.collect(),
-            None => (0..self.endpoints.len()).collect(),
-        };
-        for position in changed {
-            self.tell_busy(position);
-        }
-    }
-
     fn beat(&mut self, now_us: u64) {
         let limits = &self.config.limits;
         let now_ms = now_us / 1000;
@@ -82,12 +89,13 @@ impl<S: Store> Router<S> {
             now_ms,
         );
         let Some(roll) = roll else { return };
-        let seen = self.loads.changes();
         self.loads.set_peers(&roll.peers);
-        self.tell_busy_since(seen);
         self.rates.set_peers(&roll.peers);
         if let Some(replica) = self.replica.as_mut() {
             replica.set_peers(&roll.peers);
+        }
+        if roll.peers.is_empty() {
+            self.peers_busy.fill(0);
         }
         self.column = roll.own;
         self.publish_now(now_us);
