@@ -7,7 +7,8 @@
 //! [`CAPACITY`] are taken and it was not seen for [`QUARANTINE_MS`].
 //!
 //! Layout: version byte, then 18 bytes an id in order of ids: identity (u64), last seen in ms (u64),
-//! generation (u16), all little-endian. At most 72 KiB; touched once per [`TOUCH_MS`] and worker.
+//! generation (u16), all little-endian. At most 72 KiB; read once per [`TOUCH_MS`] and worker, and
+//! written only when there is something new or the last confirmation is half that old.
 
 use crate::store::{Store, update};
 use ahash::AHashMap;
@@ -78,8 +79,12 @@ pub fn resolve<S: Store>(store: &S, identities: &[u64], now_ms: u64) -> Vec<Opti
             .iter()
             .map(|identity| place(&mut rows, &mut index, *identity, now_ms))
             .collect::<Vec<_>>();
-        encode(&rows, bytes);
-        (true, ids)
+        let mut now = Vec::with_capacity(bytes.len());
+        encode(&rows, &mut now);
+        // Of many workers that start together one writes; the others find what they need.
+        let changed = now != *bytes;
+        *bytes = now;
+        (changed, ids)
     });
     found.unwrap_or_else(|| vec![None; identities.len()])
 }
@@ -113,7 +118,10 @@ fn place(
         }
     };
     index.insert(identity, position);
-    rows.get_mut(position)?.seen_ms = now_ms;
+    let row = rows.get_mut(position)?;
+    if now_ms.saturating_sub(row.seen_ms) >= TOUCH_MS / 2 {
+        row.seen_ms = now_ms;
+    }
     u16::try_from(position).ok().map(EndpointId)
 }
 
@@ -136,8 +144,9 @@ mod tests {
         let all: Vec<u64> = (0..CAPACITY as u64).collect();
         resolve(&store, &all, 1000);
         let kept: Vec<u64> = (1..CAPACITY as u64).collect();
-        resolve(&store, &kept, 2000);
-        assert_eq!(resolve(&store, &[9_999_999], 2000), vec![None]);
+        resolve(&store, &kept, 1000 + TOUCH_MS);
+        let early = resolve(&store, &[9_999_999], 2000 + TOUCH_MS);
+        assert_eq!(early, vec![None]);
         let later = 1000 + QUARANTINE_MS;
         assert_eq!(
             resolve(&store, &[9_999_999], later),
@@ -149,6 +158,17 @@ mod tests {
             "its old id is gone"
         );
         assert!(store.value_bytes() <= 1 + CAPACITY * ROW);
+    }
+
+    #[test]
+    fn ids_that_were_just_confirmed_are_only_read() {
+        let store = MemoryStore::new();
+        resolve(&store, &[10, 20], 1000);
+        let version = store.get(KEY).version;
+        resolve(&store, &[20], 1000 + TOUCH_MS / 2 - 1);
+        assert_eq!(store.get(KEY).version, version);
+        resolve(&store, &[20], 1000 + TOUCH_MS / 2);
+        assert_ne!(store.get(KEY).version, version);
     }
 
     #[test]

@@ -28,6 +28,11 @@ use crate::workers::Column;
 use account::Drains;
 use ahash::AHashMap;
 
+/// How often the count of routers is tried, in rounds of [`UPDATE_TRIES`](crate::store::UPDATE_TRIES).
+/// Each lost try is another router's birth, so this is enough for a thousand at once. Two of one
+/// name would write to the same column.
+const BIRTH_ROUNDS: u32 = 128;
+
 /// One worker's router for one config.
 #[derive(Debug)]
 pub struct Router<S> {
@@ -109,8 +114,9 @@ impl<S: Store> Router<S> {
         for (endpoint, id) in endpoints.iter_mut().zip(&ids) {
             endpoint.id = *id;
         }
-        // Workers start within the same microsecond; a shared count keeps their draws apart.
-        let births = count(&store, "warmpath/births").unwrap_or_default();
+        // Workers start within the same microsecond; a shared count keeps their names and draws apart.
+        let mut births = (0..BIRTH_ROUNDS).filter_map(|_| count(&store, "warmpath/births"));
+        let births = births.next().unwrap_or_default();
         let mut random = hash::mix(births, now_us);
         let owner = policy::next_random(&mut random).max(1);
         let replica = wants_prompt.then(|| {
