@@ -6,13 +6,16 @@
 //! the shared list is fresh. Its slot is then free for the next worker.
 //!
 //! Layout of the list: version byte, then 16 bytes a slot: owner (u64, 0 = free), heartbeat in ms
-//! (u64), little-endian. One compare-and-set per worker and tick.
+//! (u64), little-endian. The heartbeat of a free slot is the last of whoever left it. One
+//! compare-and-set per worker and tick.
 
 use crate::store::{Store, update};
 
 const KEY: &str = "warmpath/workers";
 const VERSION: u8 = 1;
 const ROW: usize = 16;
+/// A slot that was given back is not used again for so long, if there is another: some beats.
+const REUSE_MS: u64 = 2000;
 
 /// A column that belongs to one living worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,19 +75,15 @@ pub fn beat<S: Store>(
 ) -> Option<Roll> {
     update(store, KEY, |bytes| {
         let mut rows = decode(bytes);
-        rows.truncate(max_workers);
         // A heartbeat from the future is a clock that was set back, not a dead worker.
         let alive = |beat_ms: u64| now_ms.saturating_sub(beat_ms) < expiry_ms;
-        let slot = rows
-            .iter()
-            .position(|row| row.0 == owner)
-            .or_else(|| rows.iter().position(|row| row.0 == 0 || !alive(row.1)))
-            .or_else(|| {
-                (rows.len() < max_workers).then(|| {
-                    rows.push((0, 0));
-                    rows.len() - 1
-                })
-            });
+        // A config before this one may have had more slots; the living keep theirs.
+        while rows.len() > max_workers && rows.last().is_some_and(|row| row.0 == 0 || !alive(row.1))
+        {
+            rows.pop();
+        }
+        let own = rows.iter().position(|row| row.0 == owner);
+        let slot = own.or_else(|| vacancy(&mut rows, max_workers, now_ms, expiry_ms));
         if let Some(row) = slot.and_then(|slot| rows.get_mut(slot)) {
             *row = (owner, now_ms);
         }
@@ -105,13 +104,35 @@ pub fn beat<S: Store>(
     })
 }
 
+/// A slot for a worker without one. One that was just given back comes last, so that the others can
+/// read what was left there.
+fn vacancy(
+    rows: &mut Vec<(u64, u64)>,
+    max_workers: usize,
+    now_ms: u64,
+    expiry_ms: u64,
+) -> Option<usize> {
+    let quiet = |row: &(u64, u64), least_ms: u64| now_ms.saturating_sub(row.1) >= least_ms;
+    let mut allowed = rows.iter().take(max_workers);
+    let reusable = |row: &(u64, u64)| quiet(row, if row.0 == 0 { REUSE_MS } else { expiry_ms });
+    if let Some(slot) = allowed.position(reusable) {
+        return Some(slot);
+    }
+    if rows.len() < max_workers {
+        rows.push((0, 0));
+        return Some(rows.len() - 1);
+    }
+    rows.iter().take(max_workers).position(|row| row.0 == 0)
+}
+
 /// Gives the slot of `owner` back, so that its column stops counting at once.
 pub fn leave<S: Store>(store: &S, owner: u64) {
     update(store, KEY, |bytes| {
         let mut rows = decode(bytes);
         let mut found = false;
         for row in rows.iter_mut().filter(|row| row.0 == owner) {
-            *row = (0, 0);
+            // The heartbeat stays: it says how long ago the worker left, to half a second.
+            row.0 = 0;
             found = true;
         }
         encode(&rows, bytes);
@@ -148,6 +169,35 @@ mod tests {
             Some(Column { slot: 2, owner: 11 }),
             "was only slow: a new slot"
         );
+    }
+
+    #[test]
+    fn a_slot_that_was_just_given_back_is_the_last_choice() {
+        let store = MemoryStore::new();
+        beat(&store, 1, 3, 9000, 0).unwrap();
+        beat(&store, 2, 3, 9000, 0).unwrap();
+        leave(&store, 1);
+        assert_eq!(beat(&store, 3, 3, 9000, 500).unwrap().own, column(2, 3));
+        assert_eq!(beat(&store, 4, 3, 9000, 500).unwrap().own, column(0, 4));
+        leave(&store, 3);
+        let later = beat(&store, 5, 8, 9000, 500 + REUSE_MS).unwrap();
+        assert_eq!(later.own, column(2, 5));
+    }
+
+    #[test]
+    fn a_smaller_list_leaves_the_living_their_slots() {
+        let store = MemoryStore::new();
+        for owner in 1..=4 {
+            beat(&store, owner, 8, 1000, 0).unwrap();
+        }
+        leave(&store, 2);
+        let small = beat(&store, 50, 2, 1000, 10).unwrap();
+        assert_eq!(small.own, column(1, 50));
+        assert_eq!(beat(&store, 51, 2, 1000, 10).unwrap().own, None);
+        let kept = beat(&store, 4, 8, 1000, 20).unwrap();
+        assert_eq!(kept.own, column(3, 4), "it is alive");
+        beat(&store, 50, 2, 1000, 1500).unwrap();
+        assert_eq!(store.value_bytes(), 1 + 2 * ROW, "the dead beyond it go");
     }
 
     #[test]
