@@ -217,6 +217,67 @@ fn a_new_worker_sees_what_a_lone_one_just_learned() {
     assert_eq!(found, (home, Reason::LongestPrefix));
 }
 
+/// What is read at most twice a second would miss the last words.
+#[test]
+fn a_worker_that_leaves_is_heard_to_the_end() {
+    let store = MemoryStore::new();
+    let make = || Router::new(config(8, 400_000, ""), &store, 1_000_000);
+    let (mut leaving, mut staying) = (make(), make());
+    serve(&mut leaving, prompt(0, 0, 1, 20), 2_000_000);
+    serve(&mut staying, prompt(0, 0, 2, 20), 2_010_000);
+    let (home, _) = serve(&mut leaving, prompt(0, 0, 5, 40), 2_020_000);
+    leaving.leave();
+    staying.tick(2_500_000);
+    let found = serve(&mut staying, prompt(0, 0, 5, 45), 2_500_100);
+    assert_eq!(found, (home, Reason::LongestPrefix));
+}
+
+/// A worker that was not run for longer than the expiry finds its slot taken.
+#[test]
+fn a_worker_is_followed_into_another_slot() {
+    let store = MemoryStore::new();
+    let make = || Router::new(config(8, 400_000, ""), &store, 1_000_000);
+    let (mut slow, mut heir, mut reader) = (make(), make(), make());
+    // Some pages, so that the ring goes on in its middle.
+    for n in 0..100 {
+        serve(&mut slow, prompt(0, 0, 100 + n, 40), 2_000_000 + n);
+    }
+    serve(&mut reader, prompt(0, 0, 1, 20), 2_010_000);
+    reader.tick(12_000_000);
+    serve(&mut heir, prompt(0, 0, 2, 20), 12_500_000);
+    let mut now_us = 12_600_000;
+    for n in 10..14 {
+        // The reader looks before there is something to read, and after.
+        slow.tick(now_us);
+        reader.tick(now_us + 1_000);
+        let (home, _) = serve(&mut slow, prompt(0, 0, n, 40), now_us + 2_000);
+        let found = serve(&mut reader, prompt(0, 0, n, 45), now_us + 20_000);
+        assert_eq!(found, (home, Reason::LongestPrefix), "conversation {n}");
+        now_us += 500_000;
+    }
+}
+
+#[test]
+fn a_page_that_another_wrote_over_hides_no_later_ones() {
+    let store = MemoryStore::new();
+    let make = || Router::new(config(8, 400_000, ""), &store, 1_000_000);
+    let (mut writer, mut reader) = (make(), make());
+    serve(&mut writer, prompt(0, 0, 1, 20), 2_000_000);
+    serve(&mut reader, prompt(0, 0, 2, 20), 2_010_000);
+    // Someone who lost this slot writes the page that is read next, and the writer has turned it.
+    let mut foreign = store.get("warmpath/log/0/0").bytes;
+    foreign[1] ^= 1;
+    let mut home = 0;
+    for n in 0..60 {
+        home = serve(&mut writer, prompt(0, 0, 100 + n, 40), 2_020_000 + n).0;
+    }
+    store.set("warmpath/log/0/0", &foreign);
+    reader.tick(2_500_000);
+    reader.tick(3_000_000);
+    let found = serve(&mut reader, prompt(0, 0, 159, 45), 3_000_100);
+    assert_eq!(found, (home, Reason::LongestPrefix));
+}
+
 #[test]
 fn shared_state_stays_within_its_bounds() {
     let store = MemoryStore::new();

@@ -23,6 +23,8 @@ pub const PAGE_BYTES: usize = 8192;
 pub const MAX_MARKS: usize = 256;
 
 const VERSION: u8 = 1;
+/// A worker that wrote nothing so far starts with the first page, so there is no need to search on.
+const MAX_FRUITLESS: u32 = 3;
 
 /// The writing end: our own log.
 #[derive(Debug, Default)]
@@ -33,6 +35,8 @@ pub struct Writer {
     /// Events written so far.
     events: u64,
     dirty: bool,
+    /// Where the newest page was written last.
+    slot: Option<u16>,
 }
 
 impl Writer {
@@ -53,9 +57,10 @@ impl Writer {
         self.dirty = true;
     }
 
-    /// Writes the newest page, if it changed.
+    /// Writes the newest page, if it changed or has another place now.
     pub fn publish<S: Store>(&mut self, store: &S, column: Column) {
-        if std::mem::take(&mut self.dirty) {
+        let moved = self.slot.replace(column.slot) != Some(column.slot);
+        if std::mem::take(&mut self.dirty) || (moved && !self.page.is_empty()) {
             store.set(&key(column.slot, self.number), &self.page);
         }
     }
@@ -69,7 +74,12 @@ pub struct Reader {
     next: u64,
     /// Number of the page it is expected in.
     page: u64,
-    started: bool,
+    /// Whether nothing of this worker stands there.
+    lost: bool,
+    /// Whether to look for its pages elsewhere in the ring, if so.
+    may_search: bool,
+    /// Searches in a row that found no page at all.
+    fruitless: u32,
 }
 
 impl Reader {
@@ -79,7 +89,9 @@ impl Reader {
             column,
             next: 0,
             page: 0,
-            started: false,
+            lost: true,
+            may_search: true,
+            fruitless: 0,
         }
     }
 
@@ -88,49 +100,75 @@ impl Reader {
         self.column
     }
 
+    /// Says where the worker writes now. Allows one more search of the ring, which is dear: the
+    /// worker may have another slot, and one that lost its slot may have written over a page.
+    pub fn renew(&mut self, column: Column) {
+        if self.column != column {
+            self.column = column;
+            self.lost = true;
+            self.fruitless = 0;
+        }
+        self.may_search = self.fruitless < MAX_FRUITLESS;
+    }
+
     /// Reads what is new, at most one turn of the ring.
     pub fn read<S: Store>(&mut self, store: &S, mut event: impl FnMut(&Event)) {
-        if !self.started {
-            self.start(store);
+        if self.lost && std::mem::take(&mut self.may_search) {
+            self.search(store, &mut event);
         }
         for _ in 0..PAGES {
-            let bytes = store.get(&key(self.column.slot, self.page)).bytes;
-            let Some((first, mut rest)) = open(&bytes, self.column.owner) else {
-                return;
-            };
-            if first > self.next {
-                // Overtaken: this page was reused. Go on with what it holds now.
-                self.next = first;
-            }
-            let mut number = first;
-            while let Some((found, after)) = decode(rest) {
-                if number >= self.next {
-                    event(&found);
-                }
-                number += 1;
-                rest = after;
-            }
-            if number < self.next {
-                // An older turn of the ring: the next page has not been written yet.
-                return;
-            }
-            self.next = number;
-            if bytes.len() < PAGE_BYTES {
+            if !self.read_page(store, &mut event) {
                 return;
             }
             self.page += 1;
         }
     }
 
-    /// Finds the oldest page there is, so that a newcomer reads the whole ring.
-    fn start<S: Store>(&mut self, store: &S) {
-        self.started = true;
-        let oldest = (0..PAGES).filter_map(|page| {
+    /// Reads what is new on the expected page; whether to go on with the next.
+    fn read_page<S: Store>(&mut self, store: &S, event: &mut impl FnMut(&Event)) -> bool {
+        let bytes = store.get(&key(self.column.slot, self.page)).bytes;
+        let Some((first, mut rest)) = open(&bytes, self.column.owner) else {
+            self.lost = true;
+            return false;
+        };
+        self.lost = false;
+        if first > self.next {
+            // Overtaken: this page was reused. Go on with what it holds now.
+            self.next = first;
+        }
+        let mut number = first;
+        while let Some((found, after)) = decode(rest) {
+            if number >= self.next {
+                event(&found);
+            }
+            number += 1;
+            rest = after;
+        }
+        if number < self.next {
+            // An older turn of the ring: the next page has not been written yet.
+            return false;
+        }
+        self.next = number;
+        bytes.len() >= PAGE_BYTES
+    }
+
+    /// Reads all pages of the ring with something new, from the oldest on, and stays at the newest.
+    fn search<S: Store>(&mut self, store: &S, event: &mut impl FnMut(&Event)) {
+        let found = (0..PAGES).filter_map(|page| {
             let bytes = store.get(&key(self.column.slot, page)).bytes;
             open(&bytes, self.column.owner).map(|(first, _)| (first, page))
         });
-        if let Some((first, page)) = oldest.min() {
-            (self.next, self.page) = (first, page);
+        let mut found: Vec<(u64, u64)> = found.collect();
+        found.sort_unstable();
+        self.fruitless = if found.is_empty() {
+            self.fruitless + 1
+        } else {
+            0
+        };
+        let known = found.partition_point(|(first, _)| *first <= self.next);
+        for (_, page) in found.into_iter().skip(known.saturating_sub(1)) {
+            self.page = page;
+            self.read_page(store, event);
         }
     }
 }

@@ -57,15 +57,25 @@ impl Replica {
         self.index.set_busy(engine, tokens);
     }
 
-    /// Takes over who else is alive.
-    pub fn set_peers(&mut self, columns: &[Column]) {
+    /// Takes over who else is alive. Whoever is no longer there is read for the last time.
+    pub fn set_peers<S: Store>(&mut self, store: &S, columns: &[Column]) {
+        let index = &mut self.index;
+        for reader in &mut self.readers {
+            if !columns.contains(&reader.column()) {
+                reader.read(store, |event| index.apply(event));
+            }
+        }
         let mut before = std::mem::take(&mut self.readers);
         before.append(&mut self.away);
         self.readers = columns
             .iter()
             .map(|column| {
-                let known = before.iter().position(|reader| reader.column() == *column);
-                known.map_or_else(|| log::Reader::new(*column), |at| before.remove(at))
+                let is_it = |reader: &log::Reader| reader.column().owner == column.owner;
+                let known = before.iter().position(is_it);
+                let reader = known.map(|at| before.remove(at));
+                let mut reader = reader.unwrap_or_else(|| log::Reader::new(*column));
+                reader.renew(*column);
+                reader
             })
             .collect();
         before.truncate(MAX_AWAY);

@@ -57,9 +57,13 @@ impl<S: Store> Router<S> {
         }
     }
 
-    /// Takes this worker's figures out of the sum; nothing of it is in flight any more.
+    /// Takes this worker's figures out of the sum; nothing of it is in flight any more. What it
+    /// learned is left to the others.
     pub fn leave(&mut self) {
         if self.joined {
+            if let Some(replica) = self.replica.as_mut() {
+                replica.publish(&self.store, self.column);
+            }
             workers::leave(&self.store, self.owner);
             self.joined = false;
             self.column = None;
@@ -92,7 +96,7 @@ impl<S: Store> Router<S> {
         self.loads.set_peers(&roll.peers);
         self.rates.set_peers(&roll.peers);
         if let Some(replica) = self.replica.as_mut() {
-            replica.set_peers(&roll.peers);
+            replica.set_peers(&self.store, &roll.peers);
         }
         if roll.peers.is_empty() {
             self.peers_busy.fill(0);
