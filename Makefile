@@ -21,6 +21,7 @@ SHELL       := bash
 TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 WASM       := wasm32-unknown-unknown
 MODULE     := $(TARGET_DIR)/$(WASM)/release/warmpath.wasm
+CASES      := $(TARGET_DIR)/$(WASM)/release/warmpath_bench.wasm
 TESTBED    := $(TARGET_DIR)/native/testbed
 CHANNEL    := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
 RUST       := $(TOOLS)/rust-$(CHANNEL).ready
@@ -57,7 +58,7 @@ lint: $(RUST) ## Check the format and the lints, natively and for wasm
 	cargo fmt --all --check
 	$(STEP) 'lints'
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
-	cargo clippy --quiet -p warmpath -p warmpath-core --target $(WASM) -- -D warnings
+	cargo clippy --quiet -p warmpath -p warmpath-bench -p warmpath-core --target $(WASM) -- -D warnings
 
 # The adapter is left out: its host functions exist only inside Envoy. End-to-end tests cover it.
 .PHONY: unit
@@ -82,9 +83,11 @@ e2e: $(ENVOY) module testbed ## Drive a real Envoy; CONCURRENCY=1,2 worker threa
 	@$(TESTBED) e2e --envoy $(ENVOY) --module $(MODULE) --concurrency $(CONCURRENCY) $(ARGS)
 
 .PHONY: bench
-bench: $(ENVOY) module testbed ## Measure the core, then a real Envoy with and without warmpath; ARGS='--sizes 1k --corpus hot'
+bench: $(ENVOY) module cases testbed ## Measure the core, then a real Envoy with and without warmpath; ARGS='--sizes 1k --corpus hot'
 	$(STEP) 'the core, natively'
 	cargo bench --quiet -p warmpath-core --bench core
+	$(STEP) 'the core, natively and inside $(ENVOY)'
+	@$(TESTBED) microbench --envoy $(ENVOY) --module $(CASES)
 	$(STEP) 'routers side by side, in $(ENVOY)'
 	@$(TESTBED) bench --envoy $(ENVOY) --module $(MODULE) $(ARGS)
 
@@ -92,6 +95,10 @@ bench: $(ENVOY) module testbed ## Measure the core, then a real Envoy with and w
 fuzz: ## Search for inputs that break TARGET=metrics_page, ARGS='-max_total_time=60'; needs nightly Rust, cargo-fuzz
 	@mkdir -p fuzz/corpus/$(TARGET)
 	cargo +nightly fuzz run $(TARGET) fuzz/corpus/$(TARGET) fuzz/seeds/$(TARGET) -- $(or $(ARGS),-max_total_time=60)
+
+.PHONY: microbench
+microbench: $(ENVOY) cases testbed ## Time the core's functions natively and inside Envoy's V8; ARGS='--case prefix'
+	@$(TESTBED) microbench --envoy $(ENVOY) --module $(CASES) $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built; what was downloaded stays in .tools
@@ -111,6 +118,10 @@ config-missing:
 .PHONY: module
 module: $(RUST)
 	@cargo build --release -p warmpath --target $(WASM)
+
+.PHONY: cases
+cases: $(RUST)
+	@cargo build --release -p warmpath-bench --target $(WASM)
 
 .PHONY: testbed
 testbed: $(RUST)

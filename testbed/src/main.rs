@@ -6,6 +6,7 @@ mod bench;
 mod e2e;
 mod engine;
 mod envoy;
+mod microbench;
 mod model;
 mod module;
 mod replay;
@@ -32,6 +33,8 @@ enum Command {
     Module(module::Args),
     /// Measure what routing costs, beside a bare Envoy and other routers.
     Bench(bench::Args),
+    /// Time the core's functions, natively and inside Envoy.
+    Microbench(microbench::Args),
     /// Compare routing policies on a request trace.
     Simulate(sim::Args),
     /// Run a slice of a request trace through a real Envoy, beside the simulator.
@@ -47,6 +50,7 @@ fn main() -> anyhow::Result<()> {
         Command::E2e(args) => e2e::run(args),
         Command::Module(args) => module::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Microbench(args) => microbench::run(args),
         Command::Simulate(args) => sim::run(args),
         Command::Replay(args) => replay::run(args),
         Command::Trace(args) => trace::run(args),

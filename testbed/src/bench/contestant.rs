@@ -19,8 +19,6 @@ use crate::envoy::{Envoy, Launch, port};
 
 /// The pool, and its cluster.
 const POOL: &str = "llama";
-/// The other cluster of the shipped configuration; nothing is sent there.
-const UNUSED_CLUSTER: &str = "qwen";
 /// Where the connection manager of the first listener stands in a configuration.
 const MANAGER: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
 /// How long another router may take to listen: it may wait for our engines first.
@@ -182,12 +180,7 @@ pub fn configure(
         listener: port::reserve()?,
         admin: port::reserve()?,
     })?;
-    for cluster in [POOL, UNUSED_CLUSTER] {
-        if let Some(cluster) = bootstrap.cluster_mut(cluster)?.as_object_mut() {
-            cluster.remove("health_checks");
-            cluster.remove("outlier_detection");
-        }
-    }
+    bootstrap.stop_health_checks()?;
     bootstrap.set_endpoints(POOL, engines)?;
     match variant {
         Variant::Warmpath { policy, module } => {

@@ -107,6 +107,17 @@ impl Bootstrap {
             .with_context(|| format!("no cluster {name}"))
     }
 
+    /// Takes active health checks and outlier detection out of every cluster.
+    pub fn stop_health_checks(&mut self) -> anyhow::Result<()> {
+        for cluster in self.clusters_mut()? {
+            if let Some(cluster) = cluster.as_object_mut() {
+                cluster.remove("health_checks");
+                cluster.remove("outlier_detection");
+            }
+        }
+        Ok(())
+    }
+
     /// Gives a cluster other endpoints.
     pub fn set_endpoints(&mut self, cluster: &str, addresses: &[SocketAddr]) -> anyhow::Result<()> {
         let endpoints: Vec<_> = addresses

@@ -11,7 +11,7 @@ use warmpath_core::{Config, hash};
 pub const SLICE_BYTES: usize = 64 * 1024;
 
 /// What a prompt consists of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Text without an escape.
     Plain,
