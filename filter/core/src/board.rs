@@ -158,6 +158,11 @@ impl<R: Row> Board<R> {
         self.peers.is_empty()
     }
 
+    /// The columns of the others that are alive.
+    pub fn peers(&self) -> impl Iterator<Item = Column> {
+        self.peers.iter().map(|peer| peer.column)
+    }
+
     /// Takes over who is alive.
     pub fn set_peers(&mut self, columns: &[Column]) {
         let unchanged = self.peers.len() == columns.len()

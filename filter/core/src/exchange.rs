@@ -181,6 +181,11 @@ impl Exchange {
         self.charge.as_ref().is_some_and(Charge::holds_prompt)
     }
 
+    /// How the request is counted, from its decision to its end.
+    pub fn charge(&self) -> Option<&Charge> {
+        self.charge.as_ref()
+    }
+
     /// Whether the request is counted as in flight.
     pub fn is_charged(&self) -> bool {
         self.charge.is_some()

@@ -24,6 +24,7 @@ pub mod scan;
 pub mod session;
 pub mod stats;
 pub mod store;
+pub mod telemetry;
 pub mod wire;
 pub mod workers;
 

@@ -1,15 +1,17 @@
 //! The router: pools and endpoints of one config, and what this worker shares with the others.
 //!
 //! `decide` ranks the endpoints for a request and counts it ([`decide`]), `account` moves and gives
-//! back what was counted, `share` keeps up with the other workers.
+//! back what was counted, `share` keeps up with the other workers, `survey` speaks for all of them.
 
 mod account;
 mod decide;
 mod share;
+mod survey;
 
 pub use account::{Charge, Outcome};
 pub(crate) use decide::completed;
 pub use decide::{Ask, PromptFacts};
+pub use survey::Surveyed;
 
 use crate::answer::Answer;
 use crate::board::Board;

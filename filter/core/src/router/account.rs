@@ -32,6 +32,8 @@ pub struct Charge {
     /// Those that it keeps in addition once it has its first token.
     pub(super) grow_tokens: u64,
     pub(super) streamed: bool,
+    pub(super) prompt_tokens: u64,
+    pub(super) cached_tokens: u64,
     pub(super) held: Option<Held>,
     /// Whether the first token is awaited.
     waiting: bool,
@@ -74,6 +76,8 @@ impl Charge {
             kept_tokens: 0,
             grow_tokens: 0,
             streamed: true,
+            prompt_tokens: 0,
+            cached_tokens: 0,
             held: None,
             waiting: true,
             estimate: None,
@@ -85,6 +89,21 @@ impl Charge {
     /// Whether a prompt was entered as held.
     pub fn holds_prompt(&self) -> bool {
         self.held.is_some()
+    }
+
+    /// Tokens of the prompt; 0 if the pool's policy does not look at it.
+    pub fn prompt_tokens(&self) -> u64 {
+        self.prompt_tokens
+    }
+
+    /// Those of them that the endpoint put first was believed to hold.
+    pub fn cached_tokens(&self) -> u64 {
+        self.cached_tokens
+    }
+
+    /// Whether the answer is a stream; true if that is not known.
+    pub fn streamed(&self) -> bool {
+        self.streamed
     }
 
     /// Position of the endpoint.

@@ -147,6 +147,8 @@ impl<S: Store> Router<S> {
             charge.context_tokens = prompt.tokens().saturating_add(charge.output_tokens);
             charge.streamed = prompt.streamed;
             let held_tokens = self.holders.tokens(position);
+            charge.prompt_tokens = prompt.tokens();
+            charge.cached_tokens = held_tokens.min(prompt.tokens());
             charge.held = Some(Held::new(&prompt, held_tokens));
         }
         self.hold(&mut charge);

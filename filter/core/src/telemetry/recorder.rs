@@ -1,0 +1,464 @@
+//! One function for each thing that happens.
+//!
+//! In a request's way each is a lookup by address and a few additions; everything else may be called
+//! from ticks and call responses. Gauges mean the whole fleet, so only one worker of all calls their
+//! functions (the one that asks the engines); [`Recorder::gone`] is for every worker.
+//!
+//! ```
+//! use warmpath_core::telemetry::{Kind, Recorder, Sink};
+//! struct Nowhere;
+//! impl Sink for Nowhere {
+//!     fn define(&self, _: Kind, _: &str) -> Option<u32> { None }
+//!     fn add(&self, _: u32, _: u64) {}
+//!     fn set(&self, _: u32, _: u64) {}
+//!     fn record(&self, _: u32, _: u64) {}
+//! }
+//! let mut recorder = Recorder::new(Nowhere, ["llama"], 0);
+//! recorder.lease_changed();
+//! recorder.flush();
+//! ```
+
+use super::series::{EndpointSeries, PoolSeries};
+use super::{Handle, Metric, Registry, Sink, table};
+use crate::answer::Answer;
+use crate::decision::{Decision, Fallback};
+use crate::load::Load;
+use crate::router::Charge;
+
+/// Fewer parts say more about how bytes were cut than about tokens.
+const LEAST_STREAM_PARTS: u32 = 8;
+
+/// Counters whose first event should raise an alarm, beside those that belong to an endpoint.
+const ALARMING: [(&Metric, &[&str]); 3] = [
+    (&table::ANSWERS, &["503", "no_endpoint"]),
+    (&table::STATE_ERRORS, &[]),
+    (&table::TABLE_EVICTIONS, &[]),
+];
+
+/// An endpoint of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint<'a> {
+    /// Position of the pool in the config.
+    pub pool: usize,
+    /// `ip:port`.
+    pub address: &'a str,
+}
+
+/// What the metrics must know of a request until it ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    pool: usize,
+    started_us: u64,
+    first_us: Option<u64>,
+    streamed: bool,
+}
+
+impl Span {
+    /// Position of the pool in the config.
+    pub fn pool(&self) -> usize {
+        self.pool
+    }
+}
+
+/// What an engine reported in its answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Those of them that were cached.
+    pub cached_tokens: u64,
+    /// Tokens of the output.
+    pub output_tokens: u64,
+}
+
+/// What an engine's metrics say; `None` where it does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Scrape {
+    /// Requests that it works on.
+    pub running: Option<u64>,
+    /// Requests queued in it.
+    pub waiting: Option<u64>,
+    /// Requests completed since it started.
+    pub finished: Option<u64>,
+    /// How full its KV cache is, 0 to 1.
+    pub kv_usage: Option<f64>,
+    /// Share of prompt tokens that it had cached, 0 to 1.
+    pub prefix_hits: Option<f64>,
+    /// Time since it started.
+    pub uptime_s: Option<u64>,
+}
+
+/// What the filter makes of an endpoint: the values of `warmpath_endpoint_state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is no longer an endpoint of the pool.
+    Gone,
+    /// Requests are sent to it.
+    Usable,
+    /// It has not answered yet.
+    Starting,
+    /// It ends what it has and gets nothing new.
+    Draining,
+    /// It was put to sleep.
+    Sleeping,
+    /// It fails its health check.
+    Unhealthy,
+    /// Envoy has ejected it for its errors.
+    Ejected,
+}
+
+impl State {
+    /// Every state, in the order of their codes from 0.
+    pub const ALL: [State; 7] = [
+        State::Gone,
+        State::Usable,
+        State::Starting,
+        State::Draining,
+        State::Sleeping,
+        State::Unhealthy,
+        State::Ejected,
+    ];
+
+    /// The value of the gauge.
+    pub fn code(self) -> u64 {
+        self as u64
+    }
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Gone => "gone",
+            State::Usable => "usable",
+            State::Starting => "starting",
+            State::Draining => "draining",
+            State::Sleeping => "sleeping",
+            State::Unhealthy => "unhealthy",
+            State::Ejected => "ejected",
+        }
+    }
+}
+
+/// The figures of one VM and config.
+#[derive(Debug)]
+pub struct Recorder<K> {
+    sink: K,
+    registry: Registry,
+    pools: Vec<PoolSeries>,
+    /// Endpoints with series of their own.
+    told_apart: usize,
+    fallbacks: Vec<(Fallback, Handle)>,
+    born_us: u64,
+    /// Whether this worker has written gauges.
+    has_gauges: bool,
+}
+
+impl<K: Sink> Recorder<K> {
+    /// A recorder for pools of these names. Counts the start of a VM.
+    pub fn new<'a>(sink: K, pools: impl IntoIterator<Item = &'a str>, now_us: u64) -> Self {
+        let mut registry = Registry::default();
+        let fallbacks = Fallback::ALL.map(|fallback| {
+            let handle = registry.series(&table::FALLBACKS, &[fallback.name()]);
+            registry.announce(handle);
+            (fallback, handle)
+        });
+        for (metric, values) in ALARMING {
+            let handle = registry.series(metric, values);
+            registry.announce(handle);
+        }
+        let starts = registry.series(&table::VM_STARTS, &[]);
+        registry.add(starts, 1);
+        let pools = pools
+            .into_iter()
+            .map(|name| PoolSeries::new(&mut registry, name));
+        Recorder {
+            pools: pools.collect(),
+            sink,
+            registry,
+            told_apart: 0,
+            fallbacks: fallbacks.to_vec(),
+            born_us: now_us,
+            has_gauges: false,
+        }
+    }
+
+    /// A request was routed and is counted as `charge` says. `address` is the first of its ranking.
+    pub fn routed(
+        &mut self,
+        decision: &Decision,
+        charge: &Charge,
+        address: &str,
+        started_us: u64,
+    ) -> Span {
+        if let Some(pool) = self.pools.get_mut(decision.pool) {
+            let requests = pool.requests(&mut self.registry, decision);
+            self.registry.add(requests, 1);
+            let (prompt, cached) = (pool.prompt_tokens, pool.predicted_cached);
+            self.registry.add(prompt, charge.prompt_tokens());
+            self.registry.add(cached, charge.cached_tokens());
+        }
+        let pool = decision.pool;
+        self.at(Endpoint { pool, address }, |registry, series| {
+            registry.add(series.decisions, 1);
+        });
+        Span {
+            pool,
+            started_us,
+            first_us: None,
+            streamed: charge.streamed(),
+        }
+    }
+
+    /// A request went on with less knowledge than it could have had.
+    pub fn fell_back(&mut self, fallback: Fallback) {
+        let known = self.fallbacks.iter().find(|(known, _)| *known == fallback);
+        if let Some((_, handle)) = known {
+            self.registry.add(*handle, 1);
+        }
+    }
+
+    /// A request was answered by the filter.
+    pub fn answered(&mut self, answer: &Answer) {
+        let status = answer.status.to_string();
+        self.count(&table::ANSWERS, &[&status, answer.cause], 1);
+    }
+
+    /// Another endpoint than the one put first answered.
+    pub fn retried(&mut self, pool: usize) {
+        self.in_pool(pool, |registry, series| registry.add(series.retried, 1));
+    }
+
+    /// The first byte of the answer's body came.
+    pub fn first_token(&mut self, span: &mut Span, address: &str, now_us: u64) {
+        span.first_us = Some(now_us);
+        if !span.streamed {
+            return;
+        }
+        let pool = span.pool;
+        let took_ms = ms(now_us.saturating_sub(span.started_us));
+        self.in_pool(pool, |registry, series| {
+            registry.observe(series.ttft, took_ms)
+        });
+        self.at(Endpoint { pool, address }, |registry, series| {
+            registry.add(series.first_tokens, 1);
+            registry.add(series.ttft_sum, took_ms);
+        });
+    }
+
+    /// The request ended, after so many parts of an answer's body.
+    pub fn finished(&mut self, span: &Span, address: &str, served: bool, parts: u32, now_us: u64) {
+        let pool = span.pool;
+        let took_ms = ms(now_us.saturating_sub(span.started_us));
+        let first_us = span
+            .first_us
+            .filter(|_| span.streamed && parts >= LEAST_STREAM_PARTS);
+        let decode_us = first_us.map(|first_us| now_us.saturating_sub(first_us));
+        let steps = u64::from(parts.saturating_sub(1)).max(1);
+        self.in_pool(pool, |registry, series| {
+            if served {
+                registry.observe(series.latency, took_ms);
+            }
+            if let Some(decode_us) = decode_us {
+                registry.observe(series.itl, ms(decode_us / steps));
+            }
+        });
+        self.at(Endpoint { pool, address }, |registry, series| {
+            registry.add(series.finished, 1);
+            registry.add(series.failed, u64::from(!served));
+            registry.add(series.latency_sum, took_ms);
+            if let Some(decode_us) = decode_us {
+                registry.add(series.decode_sum, ms(decode_us));
+                registry.add(series.decode_parts, steps);
+            }
+        });
+    }
+
+    /// A client left before its answer was complete.
+    pub fn client_left(&mut self, pool: usize) {
+        self.in_pool(pool, |registry, series| registry.add(series.disconnects, 1));
+    }
+
+    /// An engine said what a request took.
+    pub fn reported(&mut self, pool: usize, usage: Usage) {
+        self.in_pool(pool, |registry, series| {
+            registry.add(series.reported_prompt, usage.prompt_tokens);
+            registry.add(series.reported_cached, usage.cached_tokens);
+            registry.add(series.reported_output, usage.output_tokens);
+        });
+    }
+
+    /// What is in flight at an endpoint. A gauge.
+    pub fn load(&mut self, endpoint: Endpoint, load: &Load) {
+        self.gauges(endpoint, |series| {
+            [
+                (series.in_flight, u64::from(load.in_flight)),
+                (series.waiting, u64::from(load.waiting)),
+                (series.queued_tokens, load.prefill_tokens),
+                (series.context_tokens, load.context_tokens),
+            ]
+        });
+    }
+
+    /// What the filter makes of an endpoint. A gauge.
+    pub fn state(&mut self, endpoint: Endpoint, state: State) {
+        self.gauges(endpoint, |series| [(series.state, state.code())]);
+    }
+
+    /// An engine has shown its metrics, which took so long. Gauges and a histogram.
+    pub fn scraped(&mut self, endpoint: Endpoint, scrape: &Scrape, took_us: u64) {
+        self.in_pool(endpoint.pool, |registry, series| {
+            registry.observe(series.scrape_duration, ms(took_us));
+        });
+        self.gauges(endpoint, |series| {
+            let told = [
+                (series.engine_running, scrape.running),
+                (series.engine_waiting, scrape.waiting),
+                (series.engine_finished, scrape.finished),
+                (series.engine_kv_usage, scrape.kv_usage.map(permille)),
+                (series.engine_prefix_hits, scrape.prefix_hits.map(permille)),
+                (series.engine_uptime, scrape.uptime_s),
+            ];
+            told.into_iter()
+                .filter_map(|(handle, value)| Some((handle, value?)))
+        });
+    }
+
+    /// How old the last scrape of an endpoint is. A gauge.
+    pub fn scrape_age(&mut self, endpoint: Endpoint, age_us: u64) {
+        self.gauges(endpoint, |series| [(series.scrape_age, ms(age_us))]);
+    }
+
+    /// An engine did not show its metrics.
+    pub fn scrape_failed(&mut self, endpoint: Endpoint) {
+        self.at(endpoint, |registry, series| {
+            registry.add(series.scrape_errors, 1)
+        });
+    }
+
+    /// How many endpoints a pool has, and to how many of them requests are sent. Gauges.
+    pub fn pool_size(&mut self, pool: usize, known: usize, usable: usize) {
+        self.has_gauges = true;
+        self.in_pool(pool, |registry, series| {
+            registry.set(series.known, known as u64);
+            registry.set(series.usable, usable as u64);
+        });
+    }
+
+    /// An endpoint has left its pool. Its gauges become 0, which is [`State::Gone`]: a metric cannot
+    /// be removed. For every worker, and any number of times.
+    pub fn gone(&mut self, endpoint: Endpoint) {
+        self.at(endpoint, |registry, series| {
+            if !series.shared {
+                series
+                    .gauges()
+                    .iter()
+                    .for_each(|gauge| registry.set(*gauge, 0));
+            }
+        });
+    }
+
+    /// A pool's set of endpoints has changed.
+    pub fn discovery_changed(&mut self, pool: usize) {
+        self.in_pool(pool, |registry, series| {
+            registry.add(series.discovery_changes, 1)
+        });
+    }
+
+    /// The endpoints could not be learned this time.
+    pub fn discovery_failed(&mut self) {
+        self.count(&table::DISCOVERY_ERRORS, &[], 1);
+    }
+
+    /// This worker became the one that asks the engines.
+    pub fn lease_changed(&mut self) {
+        self.count(&table::LEASE_CHANGES, &[], 1);
+    }
+
+    /// Operations on shared state were given up, compare-and-set attempts lost.
+    pub fn shared_state(&mut self, errors: u64, conflicts: u64) {
+        self.count(&table::STATE_ERRORS, &[], errors);
+        self.count(&table::STATE_CONFLICTS, &[], conflicts);
+    }
+
+    /// The prefix table: its size, its room, what is in use. Gauges.
+    pub fn prefix_table(&mut self, bytes: u64, capacity: u64, entries: u64) {
+        self.set(&table::TABLE_BYTES, bytes);
+        self.set(&table::TABLE_CAPACITY, capacity);
+        self.set(&table::TABLE_ENTRIES, entries);
+    }
+
+    /// Entries of the prefix table gave way. For one worker of all, like a gauge: all see the same.
+    pub fn evicted(&mut self, entries: u64) {
+        self.count(&table::TABLE_EVICTIONS, &[], entries);
+    }
+
+    /// How many workers are alive, and how old this one's configuration is. Gauges.
+    pub fn alive(&mut self, workers: usize, now_us: u64) {
+        self.set(&table::WORKERS, workers as u64);
+        let age_us = now_us.saturating_sub(self.born_us);
+        self.set(&table::UPTIME, age_us / 1_000_000);
+    }
+
+    /// Hands over what was counted.
+    pub fn flush(&mut self) {
+        self.registry.flush(&self.sink);
+    }
+
+    /// The config is no longer used: what nobody may write any more becomes 0. A worker that still
+    /// writes some of it, for a newer config, does so with its next tick.
+    pub fn leave(&mut self) {
+        if self.has_gauges {
+            self.registry.zero_gauges();
+        }
+        self.flush();
+    }
+
+    fn count(&mut self, metric: &'static Metric, values: &[&str], amount: u64) {
+        let handle = self.registry.series(metric, values);
+        self.registry.add(handle, amount);
+    }
+
+    fn set(&mut self, metric: &'static Metric, value: u64) {
+        self.has_gauges = true;
+        let handle = self.registry.series(metric, &[]);
+        self.registry.set(handle, value);
+    }
+
+    fn in_pool(&mut self, pool: usize, change: impl FnOnce(&mut Registry, &PoolSeries)) {
+        if let Some(series) = self.pools.get(pool) {
+            change(&mut self.registry, series);
+        }
+    }
+
+    fn at(&mut self, at: Endpoint, change: impl FnOnce(&mut Registry, &EndpointSeries)) {
+        if let Some(pool) = self.pools.get_mut(at.pool) {
+            let series = pool.endpoint(&mut self.registry, at.address, &mut self.told_apart);
+            change(&mut self.registry, &series);
+        }
+    }
+
+    fn gauges<I: IntoIterator<Item = (Handle, u64)>>(
+        &mut self,
+        endpoint: Endpoint,
+        values: impl FnOnce(&EndpointSeries) -> I,
+    ) {
+        self.has_gauges = true;
+        self.at(endpoint, |registry, series| {
+            for (handle, value) in values(series) {
+                match series.shared {
+                    true => registry.gather(handle, value),
+                    false => registry.set(handle, value),
+                }
+            }
+        });
+    }
+}
+
+/// Milliseconds, to the nearest.
+fn ms(us: u64) -> u64 {
+    us.saturating_add(500) / 1000
+}
+
+/// Thousandths of a share; 0 for what is none.
+fn permille(share: f64) -> u64 {
+    (share.clamp(0.0, 1.0) * 1000.0).round() as u64
+}
