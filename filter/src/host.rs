@@ -9,6 +9,7 @@ use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
 use std::time::{Duration, UNIX_EPOCH};
 use warmpath_core::Answer;
 use warmpath_core::store::{ABSENT, Store, Versioned};
+use warmpath_core::telemetry::Kind;
 
 /// Microseconds of the Unix clock.
 pub fn now_us() -> u64 {
@@ -75,6 +76,17 @@ pub fn upstream_address() -> Option<Vec<u8>> {
         .flatten()
 }
 
+/// Whether the client ended the stream, by closing its connection or by a reset; only when the stream
+/// is over.
+pub fn client_left() -> bool {
+    // Envoy's flags `DownstreamConnectionTermination` and `DownstreamRemoteReset`.
+    const BY_CLIENT: u64 = 1 << 14 | 1 << 28;
+    let flags = hostcalls::get_property(vec!["response", "flags"]);
+    let flags = flags.ok().flatten();
+    let flags = flags.and_then(|flags| Some(u64::from_le_bytes(*flags.first_chunk()?)));
+    flags.is_some_and(|flags| flags & BY_CLIENT != 0)
+}
+
 /// Answers the request from here.
 pub fn respond(answer: &Answer) {
     let retry_after = answer.retry_after_s.map(|seconds| seconds.to_string());
@@ -100,14 +112,25 @@ pub fn resume_request() {
     hostcalls::resume_http_request().ok();
 }
 
-/// Defines a counter that all workers share.
-pub fn counter(name: &str) -> Option<u32> {
-    hostcalls::define_metric(MetricType::Counter, name).ok()
+/// Defines a metric that all workers share. Envoy refuses none of these kinds, which matters: the SDK
+/// panics when it does.
+pub fn define_metric(kind: Kind, name: &str) -> Option<u32> {
+    let kind = match kind {
+        Kind::Counter => MetricType::Counter,
+        Kind::Gauge => MetricType::Gauge,
+        Kind::Histogram => MetricType::Histogram,
+    };
+    hostcalls::define_metric(kind, name).ok()
 }
 
-/// Adds to a counter.
-pub fn add(counter: u32, amount: i64) {
-    hostcalls::increment_metric(counter, amount).ok();
+/// Adds to a counter that was defined.
+pub fn increment_metric(metric: u32, amount: i64) {
+    hostcalls::increment_metric(metric, amount).ok();
+}
+
+/// Sets a gauge that was defined, or enters a value into a histogram that was.
+pub fn record_metric(metric: u32, value: u64) {
+    hostcalls::record_metric(metric, value).ok();
 }
 
 /// Envoy's shared data.

@@ -46,8 +46,8 @@ impl HttpContext for Stream {
         self.with(|worker| worker.response_headers(self.context))
     }
 
-    fn on_http_response_body(&mut self, size: usize, _end_of_stream: bool) -> Action {
-        self.with(|worker| worker.response_body(self.context, size))
+    fn on_http_response_body(&mut self, size: usize, end_of_stream: bool) -> Action {
+        self.with(|worker| worker.response_body(self.context, size, end_of_stream))
     }
 
     fn on_log(&mut self) {

@@ -1,12 +1,13 @@
 //! One worker thread's part in one config: the router, and the requests it has under way.
 
 use crate::host::{self, SharedData};
-use crate::metrics::Metrics;
+use crate::metrics::{EnvoyStats, Metrics};
 use crate::rewrite::rewrite_model;
 use log::{Level, debug, log_enabled, warn};
 use proxy_wasm::types::Action;
 use std::collections::HashMap;
 use warmpath_core::router::Outcome;
+use warmpath_core::telemetry::{Endpoint, Span};
 use warmpath_core::{Config, Decision, Exchange, Fallback, Head, Router, Step};
 
 /// Bytes read from a body at a time: a slice costs its size.
@@ -41,6 +42,10 @@ struct Request {
     accepted: bool,
     /// Parts of the response's body seen; with a stream about one for each token.
     parts: u32,
+    /// Whether the response's body came to its end.
+    complete: bool,
+    /// For the metrics, once it was routed.
+    span: Option<Span>,
     /// For the debug headers.
     explained: Option<String>,
     id: Option<Vec<u8>>,
@@ -68,9 +73,11 @@ pub struct Worker {
 impl Worker {
     /// A worker for an accepted config.
     pub fn new(config: Config) -> Self {
+        let now_us = host::now_us();
+        let pools = config.pools.iter().map(|pool| pool.name.as_str());
         Worker {
-            router: Router::new(config, SharedData, host::now_us()),
-            metrics: Metrics::default(),
+            metrics: Metrics::new(EnvoyStats, pools, now_us),
+            router: Router::new(config, SharedData, now_us),
             requests: HashMap::new(),
             holding: Holding::Untried { stranded: 0 },
         }
@@ -101,6 +108,8 @@ impl Worker {
             read: 0,
             accepted: false,
             parts: 0,
+            complete: false,
+            span: None,
             explained: None,
             id,
             content_length,
@@ -174,6 +183,9 @@ impl Worker {
                 request
                     .exchange
                     .served_by(&mut self.router, &address, now_us);
+                if let Some(span) = &request.span {
+                    self.metrics.retried(span.pool());
+                }
             }
             if request.explained.is_some() {
                 host::set_response_header("x-warmpath-endpoint", &address);
@@ -186,14 +198,21 @@ impl Worker {
     }
 
     /// A part of the response's body passes.
-    pub fn response_body(&mut self, context: u32, size: usize) -> Action {
-        if size > 0
-            && let Some(request) = self.requests.get_mut(&context)
-        {
-            if request.parts == 0 && request.exchange.is_charged() {
-                request
-                    .exchange
-                    .first_token(&mut self.router, host::now_us());
+    pub fn response_body(&mut self, context: u32, size: usize, ended: bool) -> Action {
+        let Some(request) = self.requests.get_mut(&context) else {
+            return Action::Continue;
+        };
+        request.complete |= ended;
+        if size > 0 {
+            if request.parts == 0
+                && let Some(charge) = request.exchange.charge()
+            {
+                let now_us = host::now_us();
+                let address = self.router.address(charge.position());
+                if let Some(span) = &mut request.span {
+                    self.metrics.first_token(span, address, now_us);
+                }
+                request.exchange.first_token(&mut self.router, now_us);
             }
             request.parts = request.parts.saturating_add(1);
         }
@@ -209,9 +228,19 @@ impl Worker {
                 },
                 false => Outcome::Failed,
             };
-            request
-                .exchange
-                .end(&mut self.router, outcome, host::now_us());
+            let now_us = host::now_us();
+            if let (Some(span), Some(charge)) = (&request.span, request.exchange.charge()) {
+                let (address, served) = (
+                    self.router.address(charge.position()),
+                    outcome != Outcome::Failed,
+                );
+                self.metrics
+                    .finished(span, address, served, request.parts, now_us);
+                if !request.complete && host::client_left() {
+                    self.metrics.client_left(span.pool());
+                }
+            }
+            request.exchange.end(&mut self.router, outcome, now_us);
         }
         Action::Continue
     }
@@ -220,6 +249,7 @@ impl Worker {
     pub fn tick(&mut self) -> Vec<u32> {
         let now_us = host::now_us();
         self.router.tick(now_us);
+        self.survey(now_us);
         self.metrics.flush();
         let Holding::Untried { stranded } = self.holding else {
             return Vec::new();
@@ -270,8 +300,27 @@ impl Worker {
 
     /// The config is no longer used.
     pub fn leave(&mut self) {
-        self.metrics.flush();
+        self.metrics.leave();
         self.router.leave();
+    }
+
+    /// Writes the gauges, if this worker is the one that does.
+    fn survey(&mut self, now_us: u64) {
+        if !self.router.speaks_for_all() {
+            return;
+        }
+        self.metrics.alive(self.router.workers(), now_us);
+        for (pool, endpoints) in self.router.pool_sizes().enumerate() {
+            // All that are configured are ranked.
+            self.metrics.pool_size(pool, endpoints, endpoints);
+        }
+        for row in self.router.survey(now_us) {
+            let endpoint = Endpoint {
+                pool: row.pool,
+                address: row.address,
+            };
+            self.metrics.load(endpoint, row.load);
+        }
     }
 
     fn holding_is_off(&mut self, now_us: u64) -> bool {
@@ -350,10 +399,14 @@ impl Worker {
         if let Some(fallback) = decision.fallback {
             self.metrics.fell_back(fallback);
         }
-        let config = self.router.config();
-        if let Some(pool) = config.pools.get(decision.pool) {
-            self.metrics.routed(&pool.name, decision);
+        if let (Some(charge), Some(first)) = (request.exchange.charge(), decision.ranked.first()) {
+            let address = self.router.address(*first);
+            let span = self
+                .metrics
+                .routed(decision, charge, address, request.held_us);
+            request.span = Some(span);
         }
+        let config = self.router.config();
         let (policy, reason) = (decision.policy, decision.reason.name());
         if config.debug_headers {
             request.explained = Some(format!("{policy}; {reason}; {destination}"));

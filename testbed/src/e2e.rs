@@ -26,6 +26,7 @@ mod routing;
 mod sessions;
 mod spec;
 mod spread;
+mod telemetry;
 mod workers;
 
 use std::path::{Path, PathBuf};
@@ -100,6 +101,7 @@ fn cases() -> Vec<Case> {
         answers::cases(),
         bodies::cases(),
         failures::cases(),
+        telemetry::cases(),
     ]
     .into_iter()
     .flatten()

@@ -55,8 +55,6 @@ pub struct Router<S> {
     holders: Holders,
     /// Cache taken by the other workers' requests, in tokens, as of their events read last.
     peers_busy: Vec<u64>,
-    /// Changes of loads that it is made of.
-    busy_seen: u64,
     drains: Drains,
     owner: u64,
     column: Option<Column>,
@@ -135,7 +133,6 @@ impl<S: Store> Router<S> {
                 .collect(),
             holders: Holders::new(endpoints.len()),
             peers_busy: vec![0; endpoints.len()],
-            busy_seen: 0,
             drains: Drains::new(endpoints.len()),
             endpoints,
             identities,

@@ -44,9 +44,10 @@ fn sum(page: &str, name: &str, labels: &[(&str, &str)]) -> u64 {
             own.split(',')
                 .any(|label| label == format!("{key}=\"{value}\""))
         };
-        labels.iter().all(has).then(|| value.parse::<u64>().ok())?
+        // Sums of histograms have a point.
+        labels.iter().all(has).then(|| value.parse::<f64>().ok())?
     });
-    values.sum()
+    values.sum::<f64>() as u64
 }
 
 #[cfg(test)]

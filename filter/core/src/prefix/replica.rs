@@ -62,7 +62,9 @@ impl Replica {
         let index = &mut self.index;
         for reader in &mut self.readers {
             if !columns.contains(&reader.column()) {
-                reader.read(store, |event| index.apply(event));
+                reader.read(store, |event| {
+                    index.note(event);
+                });
             }
         }
         let mut before = std::mem::take(&mut self.readers);

@@ -42,13 +42,8 @@ impl<S: Store> Router<S> {
         if !replica.follow(&self.store, now_us) {
             return;
         }
-        let seen = std::mem::replace(&mut self.busy_seen, self.loads.changes());
-        let changed: Vec<usize> = match self.loads.changed_since(seen) {
-            Some(changed) => changed.collect(),
-            None => (0..self.endpoints.len()).collect(),
-        };
         let tokens = |load: Option<&Load>| load.map_or(0, |load| load.kept_tokens);
-        for position in changed {
+        for position in 0..self.endpoints.len() {
             let own = tokens(self.loads.own(position));
             if let Some(busy) = self.peers_busy.get_mut(position) {
                 *busy = tokens(self.loads.total(position)).saturating_sub(own);
