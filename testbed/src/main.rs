@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod browser;
 mod e2e;
 mod engine;
 mod envoy;
@@ -29,6 +30,10 @@ enum Command {
     Up(up::Args),
     /// Drive a real Envoy through every end-to-end test.
     E2e(e2e::Args),
+    /// Show the status page to a headless Chromium and test what it does.
+    BrowserTest(browser::Args),
+    /// Serve the status page with plausible, moving facts until Ctrl-C.
+    StatusMock(browser::MockArgs),
     /// Print what a built wasm module weighs and imports.
     Module(module::Args),
     /// Measure what routing costs, beside a bare Envoy and other routers.
@@ -48,6 +53,8 @@ fn main() -> anyhow::Result<()> {
         Command::Engine(args) => engine::run(args),
         Command::Up(args) => up::run(args),
         Command::E2e(args) => e2e::run(args),
+        Command::BrowserTest(args) => browser::run(args),
+        Command::StatusMock(args) => browser::run_mock(args),
         Command::Module(args) => module::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Microbench(args) => microbench::run(args),
