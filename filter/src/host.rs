@@ -8,8 +8,10 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
 use std::time::{Duration, UNIX_EPOCH};
 use warmpath_core::Answer;
+use warmpath_core::scout::{HttpCall, Reply};
 use warmpath_core::store::{ABSENT, Store, Versioned};
 use warmpath_core::telemetry::Kind;
+use warmpath_core::wire::retry_after;
 
 /// Microseconds of the Unix clock.
 pub fn now_us() -> u64 {
@@ -42,13 +44,24 @@ pub fn set_request_header(name: &str, value: Option<&[u8]>) {
     hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, value).ok();
 }
 
-/// Whether the response's status is one of success; only in the response header callback.
-pub fn response_is_success() -> bool {
+/// The response's status; only in the response header callback.
+pub fn response_status() -> Option<u16> {
     let status = hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, ":status");
-    status
-        .ok()
-        .flatten()
-        .is_some_and(|status| status.starts_with(b"2"))
+    let status = status.ok().flatten()?;
+    std::str::from_utf8(&status).ok()?.parse().ok()
+}
+
+/// What the response asks to wait, in seconds; only in the response header callback.
+pub fn retry_after_s(now_s: u64) -> Option<u64> {
+    let value = hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, "retry-after");
+    let value = value.ok().flatten()?;
+    retry_after::parse(&value, now_s).map(u64::from)
+}
+
+/// Whether the response came from a host, and not from Envoy for want of one.
+pub fn response_is_upstreams() -> bool {
+    let details = hostcalls::get_property(vec!["response", "code_details"]);
+    details.ok().flatten().as_deref() == Some(b"via_upstream")
 }
 
 /// Adds a response header; only in the response header callback.
@@ -100,6 +113,51 @@ pub fn respond(answer: &Answer) {
         Some(answer.body.as_bytes()),
     )
     .ok();
+}
+
+/// Starts an asynchronous call; its token, or why there is none.
+///
+/// # Errors
+/// [`Reply::NoCluster`] or [`Reply::Failed`].
+pub fn call(http: &HttpCall) -> Result<u32, Reply<'static>> {
+    let mut headers = vec![
+        (":method", "GET"),
+        (":path", http.path.as_str()),
+        (":authority", http.authority.as_str()),
+        ("accept", "*/*"),
+    ];
+    if let Some((name, value)) = &http.header {
+        headers.push((name, value));
+    }
+    let timeout = Duration::from_millis(http.timeout_ms);
+    let started = hostcalls::dispatch_http_call(&http.cluster, headers, None, Vec::new(), timeout);
+    started.map_err(|status| match status {
+        Status::BadArgument => Reply::NoCluster,
+        _ => Reply::Failed,
+    })
+}
+
+/// The status of an asynchronous call's answer; only in its callback.
+///
+/// Without headers there is no answer, and asking for one of them would be a trap.
+pub fn call_status(headers: usize) -> Option<u16> {
+    if headers == 0 {
+        return None;
+    }
+    let status = hostcalls::get_map_value_bytes(MapType::HttpCallResponseHeaders, ":status");
+    let status = status.ok().flatten()?;
+    std::str::from_utf8(&status).ok()?.parse().ok()
+}
+
+/// The body of an asynchronous call's answer; only in its callback.
+pub fn call_body(size: usize) -> Vec<u8> {
+    if size == 0 {
+        return Vec::new();
+    }
+    hostcalls::get_buffer(BufferType::HttpCallResponseBody, 0, size)
+        .ok()
+        .flatten()
+        .unwrap_or_default()
 }
 
 /// Makes a stream the one that host calls speak of; false when it is gone.

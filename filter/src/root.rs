@@ -11,8 +11,12 @@ use std::rc::Rc;
 use std::time::Duration;
 use warmpath_core::Config;
 
-/// Twice a second, so that a request held in vain is answered within two.
-const TICK: Duration = Duration::from_millis(500);
+/// At least twice a second, so that a request held in vain is answered within two.
+const LONGEST_TICK_MS: u64 = 500;
+/// More often is of no use to anybody.
+const SHORTEST_TICK_MS: u64 = 25;
+/// Ticks within the shortest interval of scrapes, which so spread over it.
+const TICKS_PER_INTERVAL: u64 = 8;
 
 /// What the streams of one VM and config share; `None` until a config was accepted.
 pub type Shared = Rc<RefCell<Option<Worker>>>;
@@ -23,13 +27,40 @@ pub struct Root {
     worker: Shared,
 }
 
-impl Context for Root {
-    fn on_done(&mut self) -> bool {
-        if let Ok(mut worker) = self.worker.try_borrow_mut()
-            && let Some(worker) = worker.as_mut()
-        {
-            worker.leave();
+impl Root {
+    /// The ticks are the moments at which calls can be made and news be read.
+    fn tick_period(config: &Config) -> Duration {
+        let discovery = config.discovery.as_ref().map(|it| it.interval_ms);
+        let scrape = config.scrape.as_ref().map(|it| it.polling.interval_ms);
+        let shortest = discovery.into_iter().chain(scrape).min();
+        let period_ms = shortest.map_or(LONGEST_TICK_MS, |it| it / TICKS_PER_INTERVAL);
+        Duration::from_millis(period_ms.clamp(SHORTEST_TICK_MS, LONGEST_TICK_MS))
+    }
+
+    fn with<T: Default>(&self, call: impl FnOnce(&mut Worker) -> T) -> T {
+        match self.worker.try_borrow_mut() {
+            Ok(mut worker) => worker.as_mut().map(call).unwrap_or_default(),
+            Err(_) => T::default(),
         }
+    }
+
+    /// Makes the calls that are due. Envoy may answer one before it returns, so nothing is borrowed
+    /// meanwhile.
+    fn make_calls(&self) {
+        for (call, http) in self.with(Worker::calls) {
+            let started = host::call(&http);
+            self.with(|worker| worker.call_started(call, started));
+        }
+    }
+}
+
+impl Context for Root {
+    fn on_http_call_response(&mut self, token: u32, headers: usize, size: usize, _: usize) {
+        self.with(|worker| worker.call_answered(token, headers, size));
+    }
+
+    fn on_done(&mut self) -> bool {
+        self.with(Worker::leave);
         true
     }
 }
@@ -52,7 +83,7 @@ impl RootContext for Root {
             "configured: {} pools, {endpoints} endpoints",
             config.pools.len()
         );
-        host::tick_every(TICK);
+        host::tick_every(Self::tick_period(&config));
         if let Ok(mut worker) = self.worker.try_borrow_mut() {
             *worker = Some(Worker::new(config));
         }
@@ -61,19 +92,13 @@ impl RootContext for Root {
 
     fn on_tick(&mut self) {
         host::follow_log_level();
-        let stranded = match self.worker.try_borrow_mut() {
-            Ok(mut worker) => worker.as_mut().map(Worker::tick).unwrap_or_default(),
-            Err(_) => Vec::new(),
-        };
+        let stranded = self.with(Worker::tick);
+        self.make_calls();
         for context in stranded {
             if !host::enter(context) {
                 continue;
             }
-            if let Ok(mut worker) = self.worker.try_borrow_mut()
-                && let Some(worker) = worker.as_mut()
-            {
-                worker.release(context);
-            }
+            self.with(|worker| worker.release(context));
             // The borrow has ended: Envoy may call back into this stream before it returns.
             host::resume_request();
         }

@@ -42,8 +42,12 @@ impl HttpContext for Stream {
         self.with(|worker| worker.request_trailers(self.context))
     }
 
-    fn on_http_response_headers(&mut self, _count: usize, _end_of_stream: bool) -> Action {
-        self.with(|worker| worker.response_headers(self.context))
+    fn on_http_response_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {
+        self.with(|worker| worker.response_headers(self.context, end_of_stream))
+    }
+
+    fn on_http_response_trailers(&mut self, _count: usize) -> Action {
+        self.with(|worker| worker.response_trailers(self.context))
     }
 
     fn on_http_response_body(&mut self, size: usize, end_of_stream: bool) -> Action {

@@ -3,11 +3,14 @@
 use crate::host::{self, SharedData};
 use crate::metrics::{EnvoyStats, Metrics};
 use crate::rewrite::rewrite_model;
-use log::{Level, debug, log_enabled, warn};
+use log::{Level, debug, info, log_enabled, warn};
 use proxy_wasm::types::Action;
 use std::collections::HashMap;
-use warmpath_core::router::Outcome;
-use warmpath_core::telemetry::{Endpoint, Span};
+use warmpath_core::fleet::Engine;
+use warmpath_core::router::{Outcome, Response};
+use warmpath_core::scout::{HttpCall, Reply};
+use warmpath_core::scrape::Call;
+use warmpath_core::telemetry::{Endpoint, Scrape, Span};
 use warmpath_core::{Config, Decision, Exchange, Fallback, Head, Router, Step};
 
 /// Bytes read from a body at a time: a slice costs its size.
@@ -68,6 +71,9 @@ pub struct Worker {
     /// Boxed: a request changes hands with every callback.
     requests: HashMap<u32, Box<Request>>,
     holding: Holding,
+    /// Calls under way, by token, with the time they were made; as many as there are engines.
+    calls: HashMap<u32, (Call, u64)>,
+    warned_of_cluster: bool,
 }
 
 impl Worker {
@@ -80,6 +86,8 @@ impl Worker {
             router: Router::new(config, SharedData, now_us),
             requests: HashMap::new(),
             holding: Holding::Untried { stranded: 0 },
+            calls: HashMap::new(),
+            warned_of_cluster: false,
         }
     }
 
@@ -167,32 +175,52 @@ impl Worker {
     }
 
     /// The response's headers came: now it is known who answers.
-    pub fn response_headers(&mut self, context: u32) -> Action {
+    pub fn response_headers(&mut self, context: u32, ended: bool) -> Action {
         let Some(request) = self.requests.get_mut(&context) else {
             return Action::Continue;
         };
+        request.complete |= ended;
         let charged = request.exchange.is_charged();
         if request.phase != Phase::Sent || !(charged || request.explained.is_some()) {
             return Action::Continue;
         }
-        // Each read of Envoy's state costs; the status matters only to what was learned of a prompt.
-        request.accepted = !request.exchange.holds_prompt() || host::response_is_success();
+        let status = host::response_status().unwrap_or_default();
+        request.accepted = (200..300).contains(&status);
         if let Some(address) = host::upstream_address() {
-            if !request.exchange.is_at(&self.router, &address) {
-                let now_us = host::now_us();
-                request
-                    .exchange
-                    .served_by(&mut self.router, &address, now_us);
-                if let Some(span) = &request.span {
-                    self.metrics.retried(span.pool());
-                }
+            let first = request.exchange.charge().map(|charge| charge.position());
+            let is_first = |first| self.router.address(first).as_bytes() == address;
+            if first.is_some_and(|first| !is_first(first))
+                && let Some(span) = &request.span
+            {
+                self.metrics.retried(span.pool());
             }
+            let now_us = host::now_us();
+            let response = Response {
+                status,
+                address: &address,
+                // Who answers well is an engine; of the others it must be asked.
+                by_engine: status < 429 || host::response_is_upstreams(),
+                retry_after_s: match status {
+                    429 | 503 => host::retry_after_s(now_us / 1_000_000),
+                    _ => None,
+                },
+            };
+            let router = &mut self.router;
+            request.exchange.responded(router, response, now_us);
             if request.explained.is_some() {
                 host::set_response_header("x-warmpath-endpoint", &address);
             }
         }
         if let Some(explained) = &request.explained {
             host::set_response_header("x-warmpath-decision", explained.as_bytes());
+        }
+        Action::Continue
+    }
+
+    /// The response ended with trailers.
+    pub fn response_trailers(&mut self, context: u32) -> Action {
+        if let Some(request) = self.requests.get_mut(&context) {
+            request.complete = true;
         }
         Action::Continue
     }
@@ -236,8 +264,15 @@ impl Worker {
                 );
                 self.metrics
                     .finished(span, address, served, request.parts, now_us);
-                if !request.complete && host::client_left() {
-                    self.metrics.client_left(span.pool());
+                if !request.complete {
+                    match host::client_left() {
+                        true => self.metrics.client_left(span.pool()),
+                        false if request.parts > 0 => {
+                            request.exchange.broke_off(&mut self.router, now_us);
+                        }
+                        // An error of Envoy's own; its head was taken for what it says.
+                        false => {}
+                    }
                 }
             }
             request.exchange.end(&mut self.router, outcome, now_us);
@@ -304,15 +339,94 @@ impl Worker {
         self.router.leave();
     }
 
+    /// The calls that are due.
+    pub fn calls(&mut self) -> Vec<(Call, HttpCall)> {
+        let before = self.router.scout().holds_lease();
+        let calls = self.router.calls(host::now_us());
+        if self.router.scout().holds_lease() && !before {
+            self.metrics.lease_changed();
+        }
+        calls
+    }
+
+    /// A call was made, or could not be.
+    pub fn call_started(&mut self, call: Call, started: Result<u32, Reply>) {
+        let now_us = host::now_us();
+        match started {
+            Ok(token) => {
+                self.calls.insert(token, (call, now_us));
+            }
+            Err(reply) => self.call_ended(&call, reply, 0),
+        }
+    }
+
+    /// A call was answered, or failed.
+    pub fn call_answered(&mut self, token: u32, headers: usize, size: usize) {
+        let Some((call, started_us)) = self.calls.remove(&token) else {
+            return;
+        };
+        let took_us = host::now_us().saturating_sub(started_us);
+        let Some(status) = host::call_status(headers) else {
+            return self.call_ended(&call, Reply::Failed, took_us);
+        };
+        if size > self.router.most_bytes(&call) {
+            return self.call_ended(&call, Reply::TooLong, took_us);
+        }
+        // Envoy answers in the place of who cannot be reached.
+        if status == 503 || status == 504 {
+            return self.call_ended(&call, Reply::Failed, took_us);
+        }
+        let body = host::call_body(size);
+        let reply = Reply::Answer {
+            status,
+            body: &body,
+        };
+        self.call_ended(&call, reply, took_us);
+    }
+
+    fn call_ended(&mut self, call: &Call, reply: Reply, took_us: u64) {
+        let learned = self.router.call_ended(call, reply, host::now_us());
+        match call {
+            Call::Metrics(socket) => {
+                let Some(row) = self.router.engine(socket) else {
+                    return;
+                };
+                let at = Endpoint {
+                    pool: row.pool,
+                    address: row.address,
+                };
+                match row.engine.filter(|_| learned) {
+                    Some(engine) => self.metrics.scraped(at, &scrape(engine), took_us),
+                    None => self.metrics.scrape_failed(at),
+                }
+            }
+            Call::Endpoints if !learned => self.metrics.discovery_failed(),
+            Call::Endpoints | Call::Models(_) => {}
+        }
+        if matches!(reply, Reply::NoCluster) && !self.warned_of_cluster {
+            self.warned_of_cluster = true;
+            info!("Envoy has no cluster for {call:?}: add it, or turn `discovery` or `scrape` off");
+        }
+    }
+
     /// Writes the gauges, if this worker is the one that does.
     fn survey(&mut self, now_us: u64) {
+        for (pool, address) in self.router.take_departed() {
+            let address = address.as_str();
+            self.metrics.gone(Endpoint { pool, address });
+        }
+        for pool in self.router.take_changed_pools() {
+            self.metrics.discovery_changed(pool);
+        }
+        if let Some((bytes, capacity, entries)) = self.router.table_size() {
+            self.metrics.prefix_table(bytes, capacity, entries);
+        }
         if !self.router.speaks_for_all() {
             return;
         }
         self.metrics.alive(self.router.workers(), now_us);
-        for (pool, endpoints) in self.router.pool_sizes().enumerate() {
-            // All that are configured are ranked.
-            self.metrics.pool_size(pool, endpoints, endpoints);
+        for (pool, (known, usable)) in self.router.pool_sizes(now_us).into_iter().enumerate() {
+            self.metrics.pool_size(pool, known, usable);
         }
         for row in self.router.survey(now_us) {
             let endpoint = Endpoint {
@@ -320,6 +434,10 @@ impl Worker {
                 address: row.address,
             };
             self.metrics.load(endpoint, row.load);
+            self.metrics.state(endpoint, row.state);
+            if let Some(age_us) = row.scrape_age_us {
+                self.metrics.scrape_age(endpoint, age_us);
+            }
         }
     }
 
@@ -431,5 +549,20 @@ impl Worker {
             .iter()
             .map(|name| warmpath_core::session::header(headers, name));
         found.find_map(|value| value.map(<[u8]>::to_vec))
+    }
+}
+
+/// An engine's figures as they are shown.
+fn scrape(engine: &Engine) -> Scrape {
+    let hits = engine.queried_tokens.zip(engine.hit_tokens);
+    Scrape {
+        running: engine.running.map(u64::from),
+        waiting: engine.waiting.map(u64::from),
+        finished: engine.finished,
+        kv_usage: engine.kv_usage.map(f64::from),
+        prefix_hits: hits
+            .filter(|(queried, _)| *queried > 0)
+            .map(|(queried, hit)| hit as f64 / queried as f64),
+        uptime_s: None,
     }
 }

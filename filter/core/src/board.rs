@@ -43,6 +43,8 @@ pub trait Row: Clone + Default + PartialEq {
     const BYTES: usize;
     /// Prefix of the keys.
     const KEY: &'static str;
+    /// How often a peer's column is read, at most; times the number of peers.
+    const READ_SPACING_US: u64 = READ_SPACING_US;
     /// Appends exactly [`Row::BYTES`] bytes.
     fn encode(&self, out: &mut Vec<u8>);
     /// Reads what `encode` wrote.
@@ -111,14 +113,47 @@ impl<R: Row> Board<R> {
         }
     }
 
+    /// Takes over the ids of the endpoints; what is known of those that stay is kept.
+    pub fn set_ids(&mut self, ids: &[Option<EndpointId>]) {
+        if self.ids == ids {
+            return;
+        }
+        let before = std::mem::replace(&mut self.ids, ids.to_vec());
+        self.own.resize(ids.len(), R::default());
+        self.total.resize(ids.len(), R::default());
+        for (position, row) in self.own.iter_mut().enumerate() {
+            if before.get(position) != ids.get(position) {
+                *row = R::default();
+            }
+        }
+        let numbered = ids.iter().enumerate();
+        self.positions = numbered
+            .filter_map(|(position, id)| id.map(|id| (id.0, position)))
+            .collect();
+        self.changes = self.changes.resized(ids.len());
+        // Written anew, as the others' columns are read anew.
+        let idle = R::default();
+        let busy = (0..self.own.len()).filter(|at| self.own.get(*at) != Some(&idle));
+        self.news = busy.collect();
+        self.base_due = self.base > 0 || self.news.len() > MOST_NEWS;
+        self.news.truncate(MOST_NEWS);
+        self.is_news = vec![false; ids.len()];
+        for position in &self.news {
+            if let Some(is_news) = self.is_news.get_mut(*position) {
+                *is_news = true;
+            }
+        }
+        for peer in &mut self.peers {
+            *peer = Peer::new(peer.column);
+        }
+        for position in 0..self.own.len() {
+            self.sum(position);
+        }
+    }
+
     /// The sum over all living workers, as of the last [`Board::refresh`].
     pub fn total(&self, position: usize) -> Option<&R> {
         self.total.get(position)
-    }
-
-    /// What this worker has itself.
-    pub fn own(&self, position: usize) -> Option<&R> {
-        self.own.get(position)
     }
 
     /// How many changes of sums there were, to name in [`Board::changed_since`] later.
@@ -130,6 +165,11 @@ impl<R: Row> Board<R> {
     /// `None` when that is so long ago that all may have.
     pub fn changed_since(&self, seen: u64) -> Option<impl Iterator<Item = usize>> {
         self.changes.since(seen)
+    }
+
+    /// What this worker has itself.
+    pub fn own(&self, position: usize) -> Option<&R> {
+        self.own.get(position)
     }
 
     /// Changes this worker's figure; [`Board::publish`] makes it known.
@@ -190,7 +230,7 @@ impl<R: Row> Board<R> {
 
     /// Reads the columns of the others that are due.
     pub fn refresh<S: Store>(&mut self, store: &S, now_us: u64) {
-        let spacing_us = READ_SPACING_US.saturating_mul(self.peers.len() as u64);
+        let spacing_us = R::READ_SPACING_US.saturating_mul(self.peers.len() as u64);
         let mut changed = std::mem::take(&mut self.changed);
         for peer in &mut self.peers {
             // A clock that was set back makes the read due, too.

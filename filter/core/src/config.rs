@@ -4,12 +4,15 @@
 //! defaults are filled in. Unknown fields are refused. The shape and every default are described
 //! for users in docs/configuration.md, which a test holds against this module.
 
+mod fleet;
 mod pool;
 mod reader;
 
+pub use fleet::{Polling, ScrapeOptions};
 pub use pool::{EndpointConfig, PolicyConfig, PoolConfig};
 pub use reader::ConfigError;
 
+use crate::fitness::HealthOptions;
 use crate::prefix::table::{SET_BYTES, SLOT_BYTES};
 use crate::session::KeySource;
 use pool::pool;
@@ -50,6 +53,12 @@ pub struct Config {
     pub headers: HeaderNames,
     /// Bounds.
     pub limits: Limits,
+    /// How Envoy is asked for its endpoints and their health, if it is.
+    pub discovery: Option<Polling>,
+    /// How the engines are scraped, if they are.
+    pub scrape: Option<ScrapeOptions>,
+    /// How failures are taken.
+    pub health: HealthOptions,
     /// Whether responses tell who answered and why.
     pub debug_headers: bool,
 }
@@ -141,10 +150,20 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
     let limits = fields
         .optional(reader, "limits", limits)
         .unwrap_or_default();
+    let discovery = fields
+        .optional(reader, "discovery", fleet::discovery)
+        .unwrap_or_else(|| Some(fleet::default_discovery()));
+    let scrape = fields
+        .optional(reader, "scrape", fleet::scrape)
+        .unwrap_or_else(|| Some(fleet::default_scrape()));
+    let health = fields
+        .optional(reader, "health", fleet::health)
+        .unwrap_or_default();
     let debug_headers = fields.flag(reader, "debug_headers", false);
     fields.finish(reader);
     let pools = pools?;
     check_pools(reader, &pools);
+    check_sources(reader, &pools, discovery.is_some(), scrape.is_some());
     let default_pool = match default_pool {
         None => (pools.len() == 1).then_some(0),
         Some(name) => {
@@ -161,6 +180,9 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
         session_key,
         headers,
         limits,
+        discovery,
+        scrape,
+        health,
         debug_headers,
     })
 }
@@ -197,6 +219,21 @@ fn check_pools(reader: &mut Reader, pools: &[PoolConfig]) {
     if endpoints > MAX_ENDPOINTS {
         let want = format!("at most {MAX_ENDPOINTS} endpoints in all");
         reader.error("config.pools", &endpoints.into(), &want);
+    }
+}
+
+/// A pool can ask only where somebody answers.
+fn check_sources(reader: &mut Reader, pools: &[PoolConfig], discovery: bool, scrape: bool) {
+    for (index, pool) in pools.iter().enumerate() {
+        let path = format!("config.pools[{index}]");
+        if pool.discovered && !discovery {
+            let want = "`static`, because `discovery` is off";
+            reader.error(&format!("{path}.endpoints"), &"envoy".into(), want);
+        }
+        if pool.discover_models && !scrape {
+            let want = "false, because `scrape` is off";
+            reader.error(&format!("{path}.discover_models"), &true.into(), want);
+        }
     }
 }
 

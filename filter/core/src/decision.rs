@@ -91,11 +91,13 @@ pub enum Fallback {
     StopIterationMissing,
     /// No pool is known for the request; the route decides alone.
     NoPool,
+    /// Too few endpoints are usable, so those that are not are ranked, too.
+    LastResort,
 }
 
 impl Fallback {
     /// Every cause, for metrics that are defined in advance.
-    pub const ALL: [Fallback; 7] = [
+    pub const ALL: [Fallback; 8] = [
         Fallback::NotInference,
         Fallback::EncodedBody,
         Fallback::ModelBeyondLimit,
@@ -103,6 +105,7 @@ impl Fallback {
         Fallback::PromptBeyondLimit,
         Fallback::StopIterationMissing,
         Fallback::NoPool,
+        Fallback::LastResort,
     ];
 
     /// The name in metrics.
@@ -115,6 +118,7 @@ impl Fallback {
             Fallback::PromptBeyondLimit => "prompt_beyond_limit",
             Fallback::StopIterationMissing => "stop_iteration_missing",
             Fallback::NoPool => "no_pool",
+            Fallback::LastResort => "last_resort",
         }
     }
 }

@@ -6,7 +6,7 @@
 use crate::answer::Answer;
 use crate::decision::{Decision, Fallback, Rewrite};
 use crate::hash;
-use crate::router::{Ask, Charge, Outcome, PromptFacts, Router, Target, completed};
+use crate::router::{Ask, Charge, Outcome, PromptFacts, Response, Router, Target, completed};
 use crate::scan::{Api, Field, RequestScan};
 use crate::session::{self, HeaderKey, Key, header};
 use crate::store::Store;
@@ -149,10 +149,19 @@ impl Exchange {
         self.decide(router, &target, found(key), Some(fallback), now_us)
     }
 
-    /// Another endpoint than the first may have answered, after retries.
-    pub fn served_by<S: Store>(&mut self, router: &mut Router<S>, address: &[u8], now_us: u64) {
+    /// The response's head came: it says who answered, which after retries is another than the first,
+    /// and how fit the endpoints are that the request met.
+    pub fn responded<S: Store>(&mut self, router: &mut Router<S>, response: Response, now_us: u64) {
         if let Some(charge) = self.charge.as_mut() {
-            router.served_by(charge, address, now_us);
+            router.served_by(charge, response.address, now_us);
+            router.responded(charge, response, now_us);
+        }
+    }
+
+    /// The endpoint broke off its answer.
+    pub fn broke_off<S: Store>(&mut self, router: &mut Router<S>, now_us: u64) {
+        if let Some(charge) = self.charge.as_ref() {
+            router.failed(charge.position(), now_us);
         }
     }
 
@@ -168,12 +177,6 @@ impl Exchange {
         if let Some(charge) = self.charge.take() {
             router.end(charge, outcome, now_us);
         }
-    }
-
-    /// Whether the request is counted at the endpoint with this address.
-    pub fn is_at<S: Store>(&self, router: &Router<S>, address: &[u8]) -> bool {
-        let charged = self.charge.as_ref();
-        charged.is_some_and(|charge| router.address(charge.position()).as_bytes() == address)
     }
 
     /// Whether its prompt was entered as held, so that its outcome matters.

@@ -10,17 +10,23 @@
 
 pub mod answer;
 pub mod board;
+mod codec;
 pub mod config;
 pub mod decision;
 pub mod exchange;
+pub mod fitness;
+pub mod fleet;
 pub mod hash;
 pub mod ids;
+pub mod lease;
 pub mod load;
 pub mod policy;
 pub mod prefix;
 pub mod rate;
 pub mod router;
 pub mod scan;
+pub mod scout;
+pub mod scrape;
 pub mod session;
 pub mod stats;
 pub mod store;

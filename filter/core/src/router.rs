@@ -5,30 +5,37 @@
 
 mod account;
 mod decide;
+mod judge;
+mod layout;
 mod share;
 mod survey;
 
 pub use account::{Charge, Outcome};
 pub(crate) use decide::completed;
 pub use decide::{Ask, PromptFacts};
-pub use survey::Surveyed;
+pub use judge::{Response, State};
+pub use survey::{Surveyed, Told};
 
 use crate::answer::Answer;
 use crate::board::Board;
-use crate::config::{Config, PolicyConfig, PoolConfig};
+use crate::config::{Config, PolicyConfig};
 use crate::decision::Decision;
+use crate::fitness::Fitness;
 use crate::hash;
-use crate::ids::{self, EndpointId};
+use crate::ids::EndpointId;
 use crate::load::Load;
-use crate::policy::{self, Group, Holders};
+use crate::policy::{self, Holders};
 use crate::prefix::Replica;
 use crate::rate::Rate;
 use crate::scan::ScanPlan;
+use crate::scout::Scout;
 use crate::session::KeySource;
 use crate::store::{Store, update};
 use crate::workers::Column;
 use account::Drains;
 use ahash::AHashMap;
+use judge::Members;
+use std::net::SocketAddr;
 
 /// How often the count of routers is tried, in rounds of [`UPDATE_TRIES`](crate::store::UPDATE_TRIES).
 /// Each lost try is another router's birth, so this is enough for a thousand at once. Two of one
@@ -52,6 +59,20 @@ pub struct Router<S> {
     /// What the engines hold; `None` when no pool asks.
     replica: Option<Replica>,
     positions: AHashMap<EndpointId, usize>,
+    by_socket: AHashMap<SocketAddr, usize>,
+    /// Endpoints that left, for the metrics; at most as many as there are endpoints.
+    departed: Vec<(usize, String)>,
+    changed_pools: Vec<usize>,
+    /// What the index was told of the engines' KV memory.
+    capacities: Vec<(EndpointId, u64)>,
+    scout: Scout,
+    /// Of the fleet that the layout was made of.
+    shape: u64,
+    fitness: Board<Fitness>,
+    /// Number of the judgement of who is usable; one more whenever it may have changed.
+    judged: u64,
+    /// When time alone may change it.
+    judge_again_us: u64,
     holders: Holders,
     /// Cache taken by the other workers' requests, in tokens, as of their events read last.
     peers_busy: Vec<u64>,
@@ -70,13 +91,16 @@ pub struct Router<S> {
 #[derive(Debug)]
 struct Endpoint {
     address: String,
+    socket: SocketAddr,
     id: Option<EndpointId>,
+    /// Whether no pool has it any more.
+    retired: bool,
 }
 
 #[derive(Debug)]
 struct Pool {
     /// The first group is all endpoints of the pool, the others serve one model each.
-    groups: Vec<Group>,
+    groups: Vec<Members>,
 }
 
 /// Where a model leads.
@@ -99,47 +123,37 @@ impl<S: Store> Router<S> {
             .any(|pool| pool.policy.kv_tokens().is_some());
         // The config reader has compiled each pointer once already.
         let plan = ScanPlan::new(&pointers, wants_prompt).unwrap_or_default();
-        let (mut endpoints, members) = lay_out(&config);
-        let identities: Vec<u64> = endpoints
-            .iter()
-            .map(|endpoint| hash::hash(endpoint.address.as_bytes()))
-            .collect();
-        let pools: Vec<Pool> = members
-            .into_iter()
-            .map(|members| Pool {
-                groups: vec![Group::new(members, &identities)],
-            })
-            .collect();
-        let ids = ids::resolve(&store, &identities, now_us / 1000);
-        for (endpoint, id) in endpoints.iter_mut().zip(&ids) {
-            endpoint.id = *id;
-        }
         // Workers start within the same microsecond; a shared count keeps their names and draws apart.
         let mut births = (0..BIRTH_ROUNDS).filter_map(|_| count(&store, "warmpath/births"));
         let births = births.next().unwrap_or_default();
         let mut random = hash::mix(births, now_us);
         let owner = policy::next_random(&mut random).max(1);
-        let replica = wants_prompt.then(|| {
-            let engines = capacities(&config, &pools, &endpoints);
-            Replica::new(config.prefix_table_bytes(), &engines)
-        });
-        let ids_of = endpoints.iter().enumerate();
+        let config_hash = hash::hash(format!("{config:?}").as_bytes());
+        let scout = Scout::new(&store, config_hash, owner);
+        let replica = wants_prompt.then(|| Replica::new(config.prefix_table_bytes(), &[]));
         let mut router = Router {
             store,
             plan,
-            pools,
-            positions: ids_of
-                .filter_map(|(at, endpoint)| Some((endpoint.id?, at)))
-                .collect(),
-            holders: Holders::new(endpoints.len()),
-            peers_busy: vec![0; endpoints.len()],
-            drains: Drains::new(endpoints.len()),
-            endpoints,
-            identities,
+            pools: Vec::new(),
+            positions: AHashMap::new(),
+            by_socket: AHashMap::new(),
+            departed: Vec::new(),
+            changed_pools: Vec::new(),
+            capacities: Vec::new(),
+            shape: scout.shape(),
+            scout,
+            fitness: Board::new(Vec::new()),
+            judged: 0,
+            judge_again_us: 0,
+            holders: Holders::new(0),
+            drains: Drains::new(0),
+            endpoints: Vec::new(),
+            identities: Vec::new(),
+            peers_busy: Vec::new(),
             models: AHashMap::new(),
             any_model: None,
-            loads: Board::new(ids.clone()),
-            rates: Board::new(ids),
+            loads: Board::new(Vec::new()),
+            rates: Board::new(Vec::new()),
             replica,
             owner,
             column: None,
@@ -151,7 +165,7 @@ impl<S: Store> Router<S> {
             random,
             config,
         };
-        router.index_models();
+        router.lay_out(now_us);
         router
     }
 
@@ -243,86 +257,27 @@ impl<S: Store> Router<S> {
         pool.is_some_and(|pool| pool.policy.kv_tokens().is_some())
     }
 
+    /// Whether any endpoint is behind a target.
+    fn serves(&self, target: &Target) -> bool {
+        let pool = self.pools.get(target.pool);
+        let group = pool.and_then(|pool| pool.groups.get(target.group));
+        group.is_some_and(|group| !group.all.is_empty())
+    }
+
     /// The merged list of models, unless some pool takes models that we do not know.
     pub fn model_list(&self) -> Option<Answer> {
         if self.any_model.is_some() {
             return None;
         }
-        Some(Answer::models(
-            self.config.pools.iter().flat_map(PoolConfig::served_names),
-        ))
+        let mut names: Vec<&str> = self
+            .models
+            .iter()
+            .filter(|(_, target)| self.serves(target))
+            .filter_map(|(name, _)| std::str::from_utf8(name).ok())
+            .collect();
+        names.sort_unstable();
+        Some(Answer::models(names.into_iter()))
     }
-
-    fn index_models(&mut self) {
-        for (index, pool) in self.config.pools.iter().enumerate() {
-            let groups = self.pools.get_mut(index).map(|pool| &mut pool.groups);
-            let Some(groups) = groups else { continue };
-            if pool.served_names().is_empty() {
-                self.any_model = Some(Target {
-                    pool: index,
-                    rename: None,
-                    group: 0,
-                });
-                continue;
-            }
-            let all = groups.first().map(|group| group.members().to_vec());
-            let all = all.unwrap_or_default();
-            for name in pool.served_names() {
-                let model = pool.aliases.iter().find(|(alias, _)| alias == name);
-                let model = model.map_or(name, |(_, model)| model.as_str());
-                let serving = pool.endpoints.iter().zip(&all).filter(|(endpoint, _)| {
-                    endpoint.models.is_empty() || endpoint.models.iter().any(|one| one == model)
-                });
-                let group: Vec<usize> = serving.map(|(_, position)| *position).collect();
-                let known = groups.iter().position(|other| other.members() == group);
-                let group = known.unwrap_or_else(|| {
-                    groups.push(Group::new(group, &self.identities));
-                    groups.len() - 1
-                });
-                let rename = (model != name).then(|| model.to_owned());
-                let target = Target {
-                    pool: index,
-                    rename,
-                    group,
-                };
-                self.models.insert(name.as_bytes().to_vec(), target);
-            }
-        }
-    }
-}
-
-fn lay_out(config: &Config) -> (Vec<Endpoint>, Vec<Vec<usize>>) {
-    let mut endpoints: Vec<Endpoint> = Vec::new();
-    let mut known: AHashMap<String, usize> = AHashMap::new();
-    let pools = config.pools.iter().map(|pool| {
-        let all = pool.endpoints.iter().map(|endpoint| {
-            let address = endpoint.address.to_string();
-            *known.entry(address.clone()).or_insert_with(|| {
-                endpoints.push(Endpoint { address, id: None });
-                endpoints.len() - 1
-            })
-        });
-        all.collect()
-    });
-    let pools = pools.collect();
-    (endpoints, pools)
-}
-
-/// The KV capacity of every endpoint whose pool looks at prompts.
-fn capacities(config: &Config, pools: &[Pool], endpoints: &[Endpoint]) -> Vec<(EndpointId, u64)> {
-    let of_pool = |(pool, lists): (&PoolConfig, &Pool)| {
-        let kv_tokens = pool.policy.kv_tokens()?;
-        let members = lists.groups.first()?.members().iter();
-        let ids = members.filter_map(|position| endpoints.get(*position)?.id);
-        Some(ids.map(move |id| (id, kv_tokens)).collect::<Vec<_>>())
-    };
-    config
-        .pools
-        .iter()
-        .zip(pools)
-        .filter_map(of_pool)
-        .flatten()
-        .collect()
 }
 
 /// Counts up a shared number and returns what it was.

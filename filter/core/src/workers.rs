@@ -125,6 +125,17 @@ fn vacancy(
     rows.iter().take(max_workers).position(|row| row.0 == 0)
 }
 
+/// The columns of all living workers, for one who has none.
+pub fn living<S: Store>(store: &S, expiry_ms: u64, now_ms: u64) -> Vec<Column> {
+    let rows = decode(&store.get(KEY).bytes);
+    let alive = |beat_ms: u64| now_ms.saturating_sub(beat_ms) < expiry_ms;
+    rows.iter()
+        .enumerate()
+        .filter(|(_, row)| row.0 != 0 && alive(row.1))
+        .filter_map(|(slot, row)| column(slot, row.0))
+        .collect()
+}
+
 /// Gives the slot of `owner` back, so that its column stops counting at once.
 pub fn leave<S: Store>(store: &S, owner: u64) {
     update(store, KEY, |bytes| {

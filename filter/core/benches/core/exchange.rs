@@ -3,7 +3,7 @@
 use criterion::{BenchmarkId, Criterion};
 use std::sync::Arc;
 
-use warmpath_core::router::{Outcome, Router};
+use warmpath_core::router::{Outcome, Response, Router};
 use warmpath_core::store::MemoryStore;
 use warmpath_core::{Exchange, Head, Step};
 
@@ -82,7 +82,13 @@ fn request(
         unreachable!("the request can be routed: {step:?}");
     };
     let destination = router.destination(&decision);
-    exchange.served_by(router, destination.as_bytes(), now_us);
+    let response = Response {
+        status: 200,
+        address: destination.as_bytes(),
+        by_engine: true,
+        retry_after_s: None,
+    };
+    exchange.responded(router, response, now_us);
     exchange.first_token(router, now_us);
     exchange.end(router, Outcome::Served { output_tokens: 10 }, now_us);
     destination.len()

@@ -21,6 +21,16 @@ impl Changes {
         }
     }
 
+    /// For another number of endpoints; every reader starts over.
+    pub(super) fn resized(&self, endpoints: usize) -> Self {
+        let mut changes = Changes {
+            count: self.count,
+            ..Changes::new(endpoints)
+        };
+        changes.note_all();
+        changes
+    }
+
     pub(super) fn count(&self) -> u64 {
         self.count
     }

@@ -1,10 +1,11 @@
 //! One pool of the configuration: an upstream cluster, what it serves, and who decides within it.
 
-use super::reader::{Reader, list, text};
+use super::reader::{Fields, Reader, list, text};
 use super::{MAX_ENDPOINTS, MAX_MODELS};
 use crate::policy::cache_aware::CacheAwareOptions;
 use crate::policy::prefix::PrefixOptions;
 use crate::rate::BUCKETS;
+use crate::stats::Names;
 use serde_json::Value;
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -39,8 +40,16 @@ pub struct PoolConfig {
     pub models: Vec<String>,
     /// Other names of models: (alias, model).
     pub aliases: Vec<(String, String)>,
-    /// The endpoints.
+    /// The endpoints of a static list.
     pub endpoints: Vec<EndpointConfig>,
+    /// Whether Envoy's cluster tells the endpoints instead.
+    pub discovered: bool,
+    /// Whether the engines tell which models they serve.
+    pub discover_models: bool,
+    /// Where its engines show their metrics.
+    pub metrics_path: String,
+    /// Names of metrics that are not those of a known engine.
+    pub metric_names: Names,
     /// Who decides.
     pub policy: PolicyConfig,
     /// Length of the ranked list.
@@ -55,6 +64,9 @@ pub struct EndpointConfig {
     /// Models it serves; empty: all of its pool.
     pub models: Vec<String>,
 }
+
+/// Where vLLM and SGLang show their metrics.
+const METRICS_PATH: &str = "/metrics";
 
 /// A policy with its options.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,6 +121,16 @@ impl PolicyConfig {
         }
     }
 
+    /// Whether an engine's own word on its KV capacity counts more than [`PolicyConfig::kv_tokens`].
+    pub fn learns_kv_tokens(&self) -> bool {
+        match self {
+            PolicyConfig::Prefix(options) => options.learns_kv_tokens,
+            PolicyConfig::CacheAware(options) => options.learns_kv_tokens,
+            PolicyConfig::ConsistentHash { without_key, .. } => without_key.learns_kv_tokens(),
+            _ => false,
+        }
+    }
+
     /// KV capacity of an endpoint in tokens, if the policy looks at prompts.
     pub fn kv_tokens(&self) -> Option<u64> {
         match self {
@@ -121,7 +143,7 @@ impl PolicyConfig {
 }
 
 impl PoolConfig {
-    /// Every model name and alias that selects this pool, each once.
+    /// Every model name and alias in the config that selects this pool, each once.
     pub fn served_names(&self) -> Vec<&str> {
         let models = self.models.iter().map(String::as_str);
         let aliases = self.aliases.iter().map(|(alias, _)| alias.as_str());
@@ -145,17 +167,27 @@ pub(super) fn pool(reader: &mut Reader, path: &str, value: &Value) -> Option<Poo
         .optional(reader, "aliases", aliases)
         .unwrap_or_default();
     let endpoints = fields.required(reader, "endpoints", endpoints);
+    let discover_models = fields.flag(reader, "discover_models", false);
+    let metrics_path = fields
+        .optional(reader, "metrics_path", http_path)
+        .unwrap_or_else(|| METRICS_PATH.to_owned());
+    let metric_names = fields
+        .optional(reader, "metric_names", metric_names)
+        .unwrap_or_default();
     let policy = fields
         .optional(reader, "policy", policy)
         .unwrap_or(PolicyConfig::LeastRequest);
     let candidates = fields.count(reader, "candidates", 1..=16, CANDIDATES) as usize;
     let (aliases_path, models_path) = (fields.path("aliases"), fields.path("models"));
     fields.finish(reader);
-    let endpoints = endpoints?;
+    let listed = endpoints?;
+    let discovered = listed.is_none();
+    let endpoints = listed.unwrap_or_default();
     for (alias, model) in &aliases {
         let listed =
             models.contains(model) || endpoints.iter().any(|one| one.models.contains(model));
-        if !listed {
+        // What engines will tell cannot be checked here.
+        if !listed && !discover_models {
             let want = "the name of a model that the pool serves";
             reader.error(
                 &format!("{aliases_path}.{alias}"),
@@ -185,9 +217,37 @@ pub(super) fn pool(reader: &mut Reader, path: &str, value: &Value) -> Option<Poo
         models,
         aliases,
         endpoints,
+        discovered,
+        discover_models,
+        metrics_path,
+        metric_names,
         policy,
         candidates,
     })
+}
+
+fn http_path(reader: &mut Reader, path: &str, value: &Value) -> Option<String> {
+    let text = text(reader, path, value)?;
+    if text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Some(text);
+    }
+    reader.error(path, value, "a path such as `/metrics`");
+    None
+}
+
+fn metric_names(reader: &mut Reader, path: &str, value: &Value) -> Option<Names> {
+    let mut fields = reader.object(path, value)?;
+    let names = Names {
+        running: fields.optional(reader, "running", text),
+        waiting: fields.optional(reader, "waiting", text),
+        kv_usage: fields.optional(reader, "kv_usage", text),
+        prefix_queries_tokens: fields.optional(reader, "prefix_queries_tokens", text),
+        prefix_hits_tokens: fields.optional(reader, "prefix_hits_tokens", text),
+        kv_capacity_tokens: fields.optional(reader, "kv_capacity_tokens", text),
+        finished: fields.optional(reader, "finished", text),
+    };
+    fields.finish(reader);
+    Some(names)
 }
 
 /// Pool names become parts of metric names and of a header.
@@ -224,9 +284,20 @@ fn aliases(reader: &mut Reader, path: &str, value: &Value) -> Option<Vec<(String
     Some(pairs.collect())
 }
 
-fn endpoints(reader: &mut Reader, path: &str, value: &Value) -> Option<Vec<EndpointConfig>> {
-    let (kind, value) = reader.tagged(path, value, &["static"])?;
+/// The static list, or `None` when Envoy's cluster tells.
+fn endpoints(
+    reader: &mut Reader,
+    path: &str,
+    value: &Value,
+) -> Option<Option<Vec<EndpointConfig>>> {
+    let (kind, value) = reader.tagged(path, value, &["static", "envoy"])?;
     let path = format!("{path}.{kind}");
+    if kind == "envoy" {
+        if !value.is_null() {
+            reader.object(&path, value)?.finish(reader);
+        }
+        return Some(None);
+    }
     let found = list(reader, &path, value, 0..=MAX_ENDPOINTS, endpoint)?;
     for (index, endpoint) in found.iter().enumerate() {
         if found
@@ -242,7 +313,7 @@ fn endpoints(reader: &mut Reader, path: &str, value: &Value) -> Option<Vec<Endpo
             );
         }
     }
-    Some(found)
+    Some(Some(found))
 }
 
 fn endpoint(reader: &mut Reader, path: &str, value: &Value) -> Option<EndpointConfig> {
@@ -293,39 +364,8 @@ fn policy(reader: &mut Reader, path: &str, value: &Value) -> Option<PolicyConfig
                 window_us: (window_s * 1_000_000).max(BUCKETS as u64),
             }
         }
-        "prefix" => PolicyConfig::Prefix(PrefixOptions {
-            kv_tokens: fields.count(reader, "kv_tokens", KV_RANGE, KV_TOKENS),
-            stickiness: fields
-                .number(reader, "stickiness", 0.0..=100.0)
-                .unwrap_or(STICKINESS),
-            home_affinity: fields
-                .number(reader, "home_affinity", 0.0..=1.0)
-                .unwrap_or(0.0),
-            request_tokens: fields
-                .number(reader, "request_tokens", 0.0..=1e6)
-                .unwrap_or(REQUEST_TOKENS),
-            context_weight: fields
-                .number(reader, "context_weight", 0.0..=10.0)
-                .unwrap_or(CONTEXT_WEIGHT),
-            imbalance_threshold: fields
-                .optional_count(reader, "imbalance_threshold", 1..=1_000_000, "off")
-                .map(|requests| requests as u32),
-        }),
-        "cache_aware" => PolicyConfig::CacheAware(CacheAwareOptions {
-            kv_tokens: fields.count(reader, "kv_tokens", KV_RANGE, KV_TOKENS),
-            cache_threshold: fields
-                .number(reader, "cache_threshold", 0.0..=1.0)
-                .unwrap_or(CACHE_THRESHOLD),
-            balance_abs_threshold: fields.count(
-                reader,
-                "balance_abs_threshold",
-                0..=1_000_000,
-                BALANCE_ABS_THRESHOLD,
-            ) as u32,
-            balance_rel_threshold: fields
-                .number(reader, "balance_rel_threshold", 1.0..=1000.0)
-                .unwrap_or(BALANCE_REL_THRESHOLD),
-        }),
+        "prefix" => PolicyConfig::Prefix(prefix(reader, &mut fields)),
+        "cache_aware" => PolicyConfig::CacheAware(cache_aware(reader, &mut fields)),
         "consistent_hash" => PolicyConfig::ConsistentHash {
             bounded_load: fields.number(reader, "bounded_load", 1.0..=100.0),
             without_key: Box::new(
@@ -338,6 +378,55 @@ fn policy(reader: &mut Reader, path: &str, value: &Value) -> Option<PolicyConfig
     };
     fields.finish(reader);
     Some(policy)
+}
+
+/// The KV capacity, if it is given; engines tell it otherwise.
+fn kv_tokens(reader: &mut Reader, fields: &mut Fields) -> Option<u64> {
+    let default = format!("what the engine says, else {KV_TOKENS}");
+    fields.optional_count(reader, "kv_tokens", KV_RANGE, &default)
+}
+
+fn prefix(reader: &mut Reader, fields: &mut Fields) -> PrefixOptions {
+    let kv_tokens = kv_tokens(reader, fields);
+    PrefixOptions {
+        kv_tokens: kv_tokens.unwrap_or(KV_TOKENS),
+        learns_kv_tokens: kv_tokens.is_none(),
+        stickiness: fields
+            .number(reader, "stickiness", 0.0..=100.0)
+            .unwrap_or(STICKINESS),
+        home_affinity: fields
+            .number(reader, "home_affinity", 0.0..=1.0)
+            .unwrap_or(0.0),
+        request_tokens: fields
+            .number(reader, "request_tokens", 0.0..=1e6)
+            .unwrap_or(REQUEST_TOKENS),
+        context_weight: fields
+            .number(reader, "context_weight", 0.0..=10.0)
+            .unwrap_or(CONTEXT_WEIGHT),
+        imbalance_threshold: fields
+            .optional_count(reader, "imbalance_threshold", 1..=1_000_000, "off")
+            .map(|requests| requests as u32),
+    }
+}
+
+fn cache_aware(reader: &mut Reader, fields: &mut Fields) -> CacheAwareOptions {
+    let kv_tokens = kv_tokens(reader, fields);
+    CacheAwareOptions {
+        kv_tokens: kv_tokens.unwrap_or(KV_TOKENS),
+        learns_kv_tokens: kv_tokens.is_none(),
+        cache_threshold: fields
+            .number(reader, "cache_threshold", 0.0..=1.0)
+            .unwrap_or(CACHE_THRESHOLD),
+        balance_abs_threshold: fields.count(
+            reader,
+            "balance_abs_threshold",
+            0..=1_000_000,
+            BALANCE_ABS_THRESHOLD,
+        ) as u32,
+        balance_rel_threshold: fields
+            .number(reader, "balance_rel_threshold", 1.0..=1000.0)
+            .unwrap_or(BALANCE_REL_THRESHOLD),
+    }
 }
 
 fn keyless(reader: &mut Reader, path: &str, value: &Value) -> Option<PolicyConfig> {

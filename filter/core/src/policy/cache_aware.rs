@@ -15,6 +15,8 @@ use std::cmp::Reverse;
 pub struct CacheAwareOptions {
     /// KV capacity of one endpoint in tokens.
     pub kv_tokens: u64,
+    /// Whether an engine's own word on its capacity counts instead.
+    pub learns_kv_tokens: bool,
     /// Least share of the prompt that must be held.
     pub cache_threshold: f64,
     /// Difference in requests above which the fleet may be imbalanced.

@@ -42,6 +42,8 @@ pub struct Warmth<'a> {
 pub struct PrefixOptions {
     /// KV capacity of one endpoint in tokens.
     pub kv_tokens: u64,
+    /// Whether an engine's own word on its capacity counts instead.
+    pub learns_kv_tokens: bool,
     /// How much the cost of prefill counts more for each request that waits, per engine.
     pub stickiness: f64,
     /// Discount of the prefill cost at the conversation's home, 0 to 1.

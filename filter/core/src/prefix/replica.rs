@@ -47,9 +47,19 @@ impl Replica {
         snapshot::load(&mut self.index, store);
     }
 
+    /// See [`Index::take_census`].
+    pub fn take_census(&mut self) -> u64 {
+        self.index.take_census()
+    }
+
     /// The index.
     pub fn index(&self) -> &Index {
         &self.index
+    }
+
+    /// See [`Index::set_engines`].
+    pub fn set_engines(&mut self, engines: &[(EndpointId, u64)]) {
+        self.index.set_engines(engines);
     }
 
     /// See [`Index::set_busy`].

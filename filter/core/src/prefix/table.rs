@@ -75,6 +75,11 @@ impl Table {
         }
     }
 
+    /// Most holders that it names.
+    pub fn capacity(&self) -> usize {
+        self.sets() * WAYS * HOLDERS
+    }
+
     /// Bytes that the table takes.
     pub fn bytes(&self) -> usize {
         self.sets() * SET_BYTES

@@ -35,6 +35,8 @@ pub struct Charge {
     pub(super) prompt_tokens: u64,
     pub(super) cached_tokens: u64,
     pub(super) held: Option<Held>,
+    /// Whom Envoy was told to ask, in this order; taken once it is known who answered.
+    pub(super) ranked: Vec<usize>,
     /// Whether the first token is awaited.
     waiting: bool,
     /// Name of the estimate that stands in for the first token.
@@ -79,6 +81,7 @@ impl Charge {
             prompt_tokens: 0,
             cached_tokens: 0,
             held: None,
+            ranked: Vec::new(),
             waiting: true,
             estimate: None,
             started_us: now_us,
@@ -170,6 +173,11 @@ impl Drains {
             open: AHashMap::new(),
             last: 0,
         }
+    }
+
+    /// For another number of endpoints; those that stay keep their position.
+    pub(super) fn resize(&mut self, endpoints: usize) {
+        self.rates.resize(endpoints, TOKENS_PER_SECOND);
     }
 
     fn learn(&mut self, position: usize, tokens: u64, took_us: u64) {

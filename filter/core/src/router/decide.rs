@@ -57,10 +57,12 @@ impl<S: Store> Router<S> {
         self.follow(now_us);
         self.drain(now_us);
         let target = ask.target;
+        let last_resort = self.judge(target.pool, target.group, now_us);
         let group = self
             .pools
             .get_mut(target.pool)
-            .and_then(|pool| pool.groups.get_mut(target.group));
+            .and_then(|pool| pool.groups.get_mut(target.group))
+            .map(|members| &mut members.group);
         let (Some(pool), Some(group)) = (self.config.pools.get(target.pool), group) else {
             return Err(Answer::no_endpoint(""));
         };
@@ -109,22 +111,28 @@ impl<S: Store> Router<S> {
                 candidates: pool.candidates,
             },
         );
-        let Some(position) = ranking.ranked.first().copied() else {
-            return Err(Answer::no_endpoint(&pool.name));
+        let mut ranked = ranking.ranked;
+        if let Some(members) = self.members(target) {
+            self.spare(target.pool, &mut ranked, &members.group, now_us);
+        }
+        let Some(position) = ranked.first().copied() else {
+            return Err(self.refusal(target, now_us));
         };
         let work_tokens = warmth.map_or(0, |warmth| work(&warmth, position));
         if let Some(window_us) = window_us {
             let bucket = rate::bucket(now_us, window_us);
             self.rates.change(position, |rate| rate.count(bucket));
         }
-        let charge = self.charge(position, work_tokens, prompt, now_us);
+        self.probe(position, now_us);
+        let mut charge = self.charge(position, work_tokens, prompt, now_us);
+        charge.ranked.clone_from(&ranked);
         let decision = Decision {
             pool: target.pool,
             policy: ranking.policy,
             reason: ranking.reason,
-            ranked: ranking.ranked,
+            ranked,
             rewrite: None,
-            fallback: None,
+            fallback: last_resort.then_some(Fallback::LastResort),
         };
         Ok((decision, charge))
     }
@@ -219,6 +227,6 @@ pub fn completed(
     fallback: Option<Fallback>,
 ) -> Decision {
     decision.rewrite = rewrite;
-    decision.fallback = fallback;
+    decision.fallback = fallback.or(decision.fallback);
     decision
 }

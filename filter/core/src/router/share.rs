@@ -4,6 +4,8 @@ use super::Router;
 use crate::board::READ_SPACING_US;
 use crate::ids::{self, EndpointId};
 use crate::load::Load;
+use crate::scout::{HttpCall, Reply, Scout};
+use crate::scrape::Call;
 use crate::store::Store;
 use crate::workers;
 
@@ -14,7 +16,11 @@ const STARTING_US: u64 = 10_000_000;
 impl<S: Store> Router<S> {
     /// Renews what must be renewed while time passes; about twice a second.
     pub fn tick(&mut self, now_us: u64) {
+        if self.scout.follow(&self.store) {
+            self.follow_fleet(now_us);
+        }
         if !self.joined {
+            self.watch(now_us);
             return;
         }
         self.beat(now_us);
@@ -52,9 +58,68 @@ impl<S: Store> Router<S> {
         }
     }
 
+    /// The calls to make now, with what they are as HTTP; none unless this VM holds the lease.
+    pub fn calls(&mut self, now_us: u64) -> Vec<(Call, HttpCall)> {
+        let calls = self.scout.calls(&self.store, &self.config, now_us / 1000);
+        let http = |call: Call| Some((self.scout.http(&self.config, &call)?, call));
+        let calls = calls.into_iter().filter_map(http);
+        calls.map(|(http, call)| (call, http)).collect()
+    }
+
+    /// Longest body of a call's answer that is read.
+    pub fn most_bytes(&self, call: &Call) -> usize {
+        let http = self.scout.http(&self.config, call);
+        http.map_or(0, |http| http.max_bytes)
+    }
+
+    /// A call has ended. Whether anything was learned from it.
+    pub fn call_ended(&mut self, call: &Call, reply: Reply, now_us: u64) -> bool {
+        let in_flight = match call {
+            Call::Metrics(address) => {
+                self.loads.refresh(&self.store, now_us);
+                let position = self.by_socket.get(address);
+                position.map_or(0, |position| self.in_flight(*position))
+            }
+            Call::Endpoints | Call::Models(_) => 0,
+        };
+        self.scout
+            .ended(&self.config, call, reply, in_flight, now_us / 1000)
+    }
+
+    /// What is known of the engines, and who keeps it known.
+    pub fn scout(&self) -> &Scout {
+        &self.scout
+    }
+
+    /// Follows the others' figures without a column of its own: a VM that serves no requests, as the
+    /// main thread's, may hold the lease all the same.
+    fn watch(&mut self, now_us: u64) {
+        if !self.scout.holds_lease() {
+            return;
+        }
+        let limits = &self.config.limits;
+        let peers = workers::living(&self.store, limits.worker_expiry_ms, now_us / 1000);
+        self.loads.set_peers(&peers);
+        self.rates.set_peers(&peers);
+        self.fitness.set_peers(&peers);
+    }
+
+    /// Takes over what the fleet has become.
+    fn follow_fleet(&mut self, now_us: u64) {
+        let names = self.scout.shape();
+        if names != self.shape {
+            self.shape = names;
+            self.lay_out(now_us);
+        } else {
+            self.set_capacities();
+        }
+        self.judged = self.judged.wrapping_add(1);
+    }
+
     /// Takes this worker's figures out of the sum; nothing of it is in flight any more. What it
     /// learned is left to the others.
     pub fn leave(&mut self) {
+        self.scout.leave(&self.store);
         if self.joined {
             if let Some(replica) = self.replica.as_mut() {
                 replica.publish(&self.store, self.column);
@@ -90,6 +155,7 @@ impl<S: Store> Router<S> {
         let Some(roll) = roll else { return };
         self.loads.set_peers(&roll.peers);
         self.rates.set_peers(&roll.peers);
+        self.fitness.set_peers(&roll.peers);
         if let Some(replica) = self.replica.as_mut() {
             replica.set_peers(&self.store, &roll.peers);
         }

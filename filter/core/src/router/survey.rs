@@ -1,59 +1,141 @@
 //! What one worker says for all: the load of every endpoint, and how many workers there are.
 
-use super::Router;
+use super::{Router, State};
+use crate::fleet::Engine;
 use crate::load::Load;
 use crate::store::Store;
+use std::net::SocketAddr;
 
-/// The load of an endpoint, summed over all workers.
+/// An endpoint, as all workers together know it.
 #[derive(Clone, Copy, Debug)]
 pub struct Surveyed<'a> {
     /// Position of the first pool that has the endpoint.
     pub pool: usize,
     /// `ip:port`.
     pub address: &'a str,
-    /// Its load.
+    /// Its load, summed over all workers.
     pub load: &'a Load,
+    /// Whether it is in use, and if not, why.
+    pub state: State,
+    /// Age of what it said of itself, if it ever did.
+    pub scrape_age_us: Option<u64>,
+    /// What it said.
+    pub engine: Option<&'a Engine>,
+}
+
+/// What an engine said of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// Position of the first pool that has it.
+    pub pool: usize,
+    /// `ip:port`.
+    pub address: &'a str,
+    /// What it said, if it ever did.
+    pub engine: Option<&'a Engine>,
 }
 
 impl<S: Store> Router<S> {
-    /// Whether this worker is the one that speaks for all: the living one with the lowest column.
+    /// Whether this VM is the one that speaks for all: the holder of the lease, or, if there is
+    /// nothing to hold it for, the living worker with the lowest column.
     pub fn speaks_for_all(&self) -> bool {
+        if self.config.discovery.is_some() || self.config.scrape.is_some() {
+            return self.scout.holds_lease();
+        }
         let lowest = |slot: u16| self.loads.peers().all(|column| column.slot > slot);
         self.column.is_some_and(|column| lowest(column.slot))
     }
 
-    /// Workers that are alive and have had a request, this one included.
+    /// Workers that are alive and have had a request.
     pub fn workers(&self) -> usize {
-        self.loads.peers().count() + 1
+        self.loads.peers().count() + usize::from(self.column.is_some())
     }
 
-    /// Reads what the others have in flight and returns the load of every endpoint. Costs a read of
-    /// each other worker's column: not for each request.
+    /// Reads what the others have in flight and returns every endpoint. Costs a read of each other
+    /// worker's column: not for each request.
     pub fn survey(&mut self, now_us: u64) -> impl Iterator<Item = Surveyed<'_>> {
         self.loads.refresh(&self.store, now_us);
-        let mut home = vec![None; self.endpoints.len()];
-        for (at, pool) in self.pools.iter().enumerate() {
-            let all = pool.groups.first().map(|group| group.members());
-            for position in all.unwrap_or_default() {
-                if let Some(home) = home.get_mut(*position) {
-                    *home = home.or(Some(at));
-                }
-            }
-        }
-        let endpoints = self.endpoints.iter().zip(home).enumerate();
-        endpoints.filter_map(|(position, (endpoint, home))| {
+        self.fitness.refresh(&self.store, now_us);
+        let homes = self.homes();
+        let router: &Self = self;
+        let endpoints = router.endpoints.iter().zip(homes).enumerate();
+        endpoints.filter_map(move |(position, (endpoint, home))| {
+            let pool = home?;
+            let engine = router.scout.fleet().engines.get(&endpoint.socket);
+            let told_ms = engine
+                .map(|engine| engine.told_ms)
+                .filter(|told_ms| *told_ms > 0);
             Some(Surveyed {
-                pool: home?,
+                pool,
                 address: &endpoint.address,
-                load: self.loads.total(position)?,
+                load: router.loads.total(position)?,
+                state: router.state(pool, position, now_us),
+                scrape_age_us: told_ms.map(|told_ms| now_us.saturating_sub(told_ms * 1000)),
+                engine,
             })
         })
     }
 
-    /// How many endpoints each pool has, in the order of the config.
-    pub fn pool_sizes(&self) -> impl Iterator<Item = usize> {
-        let all = |pool: &super::Pool| pool.groups.first().map_or(0, |group| group.members().len());
-        self.pools.iter().map(all)
+    /// What an engine said of itself.
+    pub fn engine(&self, socket: &SocketAddr) -> Option<Told<'_>> {
+        let position = *self.by_socket.get(socket)?;
+        let mut pools = self.pools.iter();
+        let has = |pool: &super::Pool| {
+            let all = pool.groups.first();
+            all.is_some_and(|all| all.all.contains(&position))
+        };
+        Some(Told {
+            pool: pools.position(has)?,
+            address: self.address(position),
+            engine: self.scout.fleet().engines.get(socket),
+        })
+    }
+
+    /// How many endpoints each pool has, and how many of them are usable, in the order of the config.
+    pub fn pool_sizes(&self, now_us: u64) -> Vec<(usize, usize)> {
+        let size = |(index, pool): (usize, &super::Pool)| {
+            let all = pool.groups.first().map(|group| group.all.as_slice());
+            let all = all.unwrap_or_default();
+            let usable = |position: &&usize| self.state(index, **position, now_us).is_usable();
+            (all.len(), all.iter().filter(usable).count())
+        };
+        self.pools.iter().enumerate().map(size).collect()
+    }
+
+    /// Bytes, room and live entries of this worker's prefix table, if it has one in use.
+    pub fn table_size(&mut self) -> Option<(u64, u64, u64)> {
+        let replica = self.replica.as_mut().filter(|_| self.joined)?;
+        let entries = replica.take_census();
+        let table = replica.index().table();
+        Some((table.bytes() as u64, table.capacity() as u64, entries))
+    }
+
+    /// Pool and address of the endpoints that left since this was last asked.
+    pub fn take_departed(&mut self) -> Vec<(usize, String)> {
+        std::mem::take(&mut self.departed)
+    }
+
+    /// The pools whose endpoints changed since this was last asked. Only the holder of the lease
+    /// tells, once for all.
+    pub fn take_changed_pools(&mut self) -> Vec<usize> {
+        let changed = std::mem::take(&mut self.changed_pools);
+        changed
+            .into_iter()
+            .filter(|_| self.scout.holds_lease())
+            .collect()
+    }
+
+    /// The first pool of each endpoint, by position.
+    pub(super) fn homes(&self) -> Vec<Option<usize>> {
+        let mut homes = vec![None; self.endpoints.len()];
+        for (at, pool) in self.pools.iter().enumerate() {
+            let all = pool.groups.first().map(|group| group.all.as_slice());
+            for position in all.unwrap_or_default() {
+                if let Some(home) = homes.get_mut(*position) {
+                    *home = home.or(Some(at));
+                }
+            }
+        }
+        homes
     }
 }
 
@@ -63,7 +145,7 @@ mod tests {
     use crate::router::{Ask, Router};
     use crate::store::MemoryStore;
 
-    const CONFIG: &[u8] = br#"{"default_pool": "p", "pools": [
+    const CONFIG: &[u8] = br#"{"default_pool": "p", "discovery": "off", "scrape": "off", "pools": [
         {"name": "p", "models": ["m"], "endpoints": {"static": [{"address": "10.0.0.1:1"}]}},
         {"name": "q", "models": ["n"], "endpoints": {"static": [
             {"address": "10.0.0.1:1"}, {"address": "10.0.0.2:1"}]}}
@@ -101,7 +183,7 @@ mod tests {
             (1, "10.0.0.2:1".to_owned(), 0),
         ];
         assert_eq!(seen, want, "once each, in the first pool that has it");
-        assert_eq!(first.pool_sizes().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(first.pool_sizes(500_001), [(1, 1), (2, 2)]);
         first.leave();
         second.tick(1_000_000);
         assert!(second.speaks_for_all());

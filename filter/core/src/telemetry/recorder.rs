@@ -23,7 +23,7 @@ use super::{Handle, Metric, Registry, Sink, table};
 use crate::answer::Answer;
 use crate::decision::{Decision, Fallback};
 use crate::load::Load;
-use crate::router::Charge;
+use crate::router::{Charge, State};
 
 /// Fewer parts say more about how bytes were cut than about tokens.
 const LEAST_STREAM_PARTS: u32 = 8;
@@ -86,56 +86,6 @@ pub struct Scrape {
     pub prefix_hits: Option<f64>,
     /// Time since it started.
     pub uptime_s: Option<u64>,
-}
-
-/// What the filter makes of an endpoint: the values of `warmpath_endpoint_state`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// It is no longer an endpoint of the pool.
-    Gone,
-    /// Requests are sent to it.
-    Usable,
-    /// It has not answered yet.
-    Starting,
-    /// It ends what it has and gets nothing new.
-    Draining,
-    /// It was put to sleep.
-    Sleeping,
-    /// It fails its health check.
-    Unhealthy,
-    /// Envoy has ejected it for its errors.
-    Ejected,
-}
-
-impl State {
-    /// Every state, in the order of their codes from 0.
-    pub const ALL: [State; 7] = [
-        State::Gone,
-        State::Usable,
-        State::Starting,
-        State::Draining,
-        State::Sleeping,
-        State::Unhealthy,
-        State::Ejected,
-    ];
-
-    /// The value of the gauge.
-    pub fn code(self) -> u64 {
-        self as u64
-    }
-
-    /// The word for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            State::Gone => "gone",
-            State::Usable => "usable",
-            State::Starting => "starting",
-            State::Draining => "draining",
-            State::Sleeping => "sleeping",
-            State::Unhealthy => "unhealthy",
-            State::Ejected => "ejected",
-        }
-    }
 }
 
 /// The figures of one VM and config.
@@ -343,7 +293,7 @@ impl<K: Sink> Recorder<K> {
         });
     }
 
-    /// An endpoint has left its pool. Its gauges become 0, which is [`State::Gone`]: a metric cannot
+    /// An endpoint has left its pool. Its gauges become 0, the code of what is gone: a metric cannot
     /// be removed. For every worker, and any number of times.
     pub fn gone(&mut self, endpoint: Endpoint) {
         self.at(endpoint, |registry, series| {

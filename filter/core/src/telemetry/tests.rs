@@ -4,7 +4,7 @@ use crate::Answer;
 use crate::config::Config;
 use crate::decision::{Decision, Fallback};
 use crate::load::Load;
-use crate::router::{Ask, Charge, PromptFacts, Router};
+use crate::router::{Ask, Charge, PromptFacts, Router, State};
 use crate::store::MemoryStore;
 
 fn stat(metric: &Metric, values: &[&str]) -> String {
@@ -148,14 +148,14 @@ fn gauges_of_the_gone_are_zero() {
         ..Scrape::default()
     };
     recorder.load(endpoint, &load);
-    recorder.state(endpoint, State::Usable);
+    recorder.state(endpoint, State::Healthy);
     recorder.scraped(endpoint, &scrape, 12_000);
     recorder.scrape_age(endpoint, 1_400_000);
     recorder.scrape_failed(endpoint);
     recorder.flush();
     for (metric, want) in [
         (&table::IN_FLIGHT, Some(3)),
-        (&table::STATE, Some(State::Usable.code())),
+        (&table::STATE, Some(State::Healthy.code())),
         (&table::ENGINE_RUNNING, Some(2)),
         (&table::ENGINE_WAITING, None),
         (&table::ENGINE_KV_USAGE, Some(425)),
@@ -170,7 +170,7 @@ fn gauges_of_the_gone_are_zero() {
     let gauges = |metric: &&Metric| metric.kind == Kind::Gauge && metric.labels.len() == 2;
     for metric in table::ALL.iter().filter(gauges) {
         let value = page.value(&stat(metric, &values));
-        assert_eq!(value, Some(State::Gone.code()), "{}", metric.name);
+        assert_eq!(value, Some(0), "{}", metric.name);
     }
     assert_eq!(page.value(&stat(&table::SCRAPE_ERRORS, &values)), Some(1));
 }

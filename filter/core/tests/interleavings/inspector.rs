@@ -10,11 +10,13 @@ use crate::turnstile::{Clock, Turnstile};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use warmpath_core::fleet::Fleet;
 use warmpath_core::store::{MemoryStore, Store, Versioned};
 
 /// Bytes of a load figure, and of a rate figure.
 const LOAD_BYTES: usize = 40;
 const RATE_BYTES: usize = 28;
+const FITNESS_BYTES: usize = 28;
 
 /// What is thrown to end a worker as a trap does: nothing of it runs any more.
 #[derive(Debug)]
@@ -82,6 +84,17 @@ impl Inspector {
                 let now = layouts::ids(bytes);
                 assert!(now.starts_with(&ledger.ids), "an id changed its endpoint");
                 ledger.ids = now;
+            }
+            ["warmpath", "generation"] => assert_eq!(bytes.len(), 1 + 4 + 8),
+            ["warmpath", "lease"] => {
+                layouts::lease(bytes);
+            }
+            ["warmpath", "fitness", at] => {
+                let owner = layouts::column(bytes, FITNESS_BYTES, ledger.ids.len());
+                self.inspect_writer(&ledger, slot(at), owner);
+            }
+            ["warmpath", "fleet"] => {
+                assert_ne!(Fleet::load(&self.store).0, Fleet::default(), "a torn fleet");
             }
             ["warmpath", "load", at] => {
                 let owner = layouts::column(bytes, LOAD_BYTES, ledger.ids.len());

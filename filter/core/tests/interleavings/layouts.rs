@@ -56,10 +56,20 @@ pub fn ids(mut bytes: &[u8]) -> Vec<u64> {
     identities
 }
 
+/// The holder of the lease.
+pub fn lease(mut bytes: &[u8]) -> u64 {
+    version(&mut bytes);
+    let holder = u64::from_le_bytes(take(&mut bytes));
+    assert_eq!(bytes.len(), 4 + 8 + 4, "a lease");
+    holder
+}
+
 /// The owner of a column whose figures are `figure_bytes` long.
 pub fn column(mut bytes: &[u8], figure_bytes: usize, known_ids: usize) -> u64 {
-    version(&mut bytes);
+    let [column_version] = take(&mut bytes);
+    assert_eq!(column_version, 2, "the version of a column");
     let owner = u64::from_le_bytes(take(&mut bytes));
+    let _base = u32::from_le_bytes(take(&mut bytes));
     assert_eq!(bytes.len() % (2 + figure_bytes), 0, "a torn row");
     let mut seen = HashSet::new();
     for mut row in bytes.chunks(2 + figure_bytes) {

@@ -5,6 +5,7 @@ use crate::inspector::Door;
 use crate::turnstile::Draw;
 use warmpath_core::router::{Ask, Charge, Outcome, PromptFacts, Router};
 use warmpath_core::scan::{CHUNK_BYTES, Link};
+use warmpath_core::scout::Reply;
 use warmpath_core::store::UPDATE_TRIES;
 use warmpath_core::{Config, Decision, hash};
 
@@ -180,10 +181,19 @@ impl<'a> Worker<'a> {
             let since_us = now_us - life.ticked_us;
             if since_us >= TICK_US {
                 life.calm &= since_us < CALM_US;
-                // A beat, the logs, the snapshot, the columns, the ids.
-                let most = tries(1) + PIECES + 5 + tries(1);
+                // The fleet, a beat, the logs, the snapshot, the columns, the ids.
+                let most = tries(1) + PIECES + 6 + tries(1);
                 self.door
                     .within(most, 3 * PAGES, || life.router.tick(now_us));
+                // The lease, what was learned, and the fleet of the holder before.
+                let calls = self
+                    .door
+                    .within(tries(1) + 2, 1, || life.router.calls(now_us));
+                for (call, _) in calls {
+                    self.door.within(0, PAGES, || {
+                        life.router.call_ended(&call, Reply::Failed, now_us)
+                    });
+                }
                 life.ticked_us = now_us;
             }
         }
@@ -221,7 +231,7 @@ impl<'a> Worker<'a> {
             let seen = life.joined_us.is_none_or(|at_us| now_us - at_us >= CALM_US);
             let leaves = !life.current && life.open.is_empty() && seen;
             if leaves {
-                self.door.within(tries(1) + 1, 0, || life.router.leave());
+                self.door.within(tries(2) + 1, 0, || life.router.leave());
             }
             !leaves
         });

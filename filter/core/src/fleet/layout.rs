@@ -1,0 +1,176 @@
+//! The fleet in bytes.
+
+use super::{
+    Cluster, Engine, Fleet, Host, HostHealth, MAX_CLUSTERS, MAX_LORAS, MAX_MODELS, MAX_NAMES,
+};
+use crate::codec::{Bytes, put_address, put_text};
+use crate::config::MAX_ENDPOINTS;
+use ahash::AHashMap;
+use std::collections::BTreeMap;
+
+const VERSION: u8 = 1;
+/// Stands for "not told" where every number is legal.
+const NOTHING_U16: u16 = u16::MAX;
+const NOTHING_U32: u32 = u32::MAX;
+const NOTHING_U64: u64 = u64::MAX;
+
+pub(super) fn encode(fleet: &Fleet) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    put_count(&mut out, fleet.clusters.len(), MAX_CLUSTERS);
+    for (name, cluster) in fleet.clusters.iter().take(MAX_CLUSTERS) {
+        put_text(&mut out, name);
+        out.extend_from_slice(&cluster.told_ms.to_le_bytes());
+        put_count(&mut out, cluster.hosts.len(), MAX_ENDPOINTS);
+        for (address, host) in cluster.hosts.iter().take(MAX_ENDPOINTS) {
+            put_address(&mut out, address);
+            out.push(host.health as u8);
+            out.extend_from_slice(&host.weight.to_le_bytes());
+            out.extend_from_slice(&host.since_s.to_le_bytes());
+        }
+    }
+    put_count(&mut out, fleet.seen_models.len(), MAX_NAMES);
+    let mut numbers: AHashMap<&str, u16> = AHashMap::new();
+    for (number, name) in fleet.seen_models.iter().take(MAX_NAMES).enumerate() {
+        put_text(&mut out, name);
+        numbers.insert(name, number as u16);
+    }
+    put_count(&mut out, fleet.engines.len(), MAX_ENDPOINTS);
+    for (address, engine) in fleet.engines.iter().take(MAX_ENDPOINTS) {
+        put_address(&mut out, address);
+        put_engine(&mut out, engine, &numbers);
+    }
+    out
+}
+
+fn put_count(out: &mut Vec<u8>, count: usize, most: usize) {
+    out.extend_from_slice(&(count.min(most) as u16).to_le_bytes());
+}
+
+fn put_engine(out: &mut Vec<u8>, engine: &Engine, numbers: &AHashMap<&str, u16>) {
+    let usage = engine.kv_usage.unwrap_or(f32::NAN);
+    out.extend_from_slice(&engine.told_ms.to_le_bytes());
+    out.extend_from_slice(&engine.failures.to_le_bytes());
+    out.extend_from_slice(&engine.running.unwrap_or(NOTHING_U32).to_le_bytes());
+    out.extend_from_slice(&engine.waiting.unwrap_or(NOTHING_U32).to_le_bytes());
+    out.extend_from_slice(&engine.foreign.to_le_bytes());
+    out.extend_from_slice(&usage.to_bits().to_le_bytes());
+    for figure in [
+        engine.kv_capacity_tokens,
+        engine.queried_tokens,
+        engine.hit_tokens,
+        engine.finished,
+    ] {
+        out.extend_from_slice(&figure.unwrap_or(NOTHING_U64).to_le_bytes());
+    }
+    out.push(u8::from(engine.sleeping));
+    out.extend_from_slice(&engine.max_loras.unwrap_or(NOTHING_U16).to_le_bytes());
+    put_count(out, engine.loras.len(), MAX_LORAS);
+    for (name, loaded) in engine.loras.iter().take(MAX_LORAS) {
+        out.extend_from_slice(&name.to_le_bytes());
+        out.push(u8::from(*loaded));
+    }
+    match &engine.models {
+        None => out.extend_from_slice(&NOTHING_U16.to_le_bytes()),
+        Some(models) => {
+            let known = models.iter().filter_map(|name| numbers.get(name.as_str()));
+            let known: Vec<u16> = known.copied().take(MAX_MODELS).collect();
+            put_count(out, known.len(), MAX_MODELS);
+            for number in known {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+    }
+}
+
+pub(super) fn decode(bytes: &[u8]) -> Option<Fleet> {
+    let (&VERSION, rest) = bytes.split_first()? else {
+        return None;
+    };
+    let mut bytes = Bytes(rest);
+    let mut clusters = BTreeMap::new();
+    for _ in 0..count(&mut bytes, MAX_CLUSTERS)? {
+        let name = bytes.text()?.to_owned();
+        let told_ms = bytes.u64()?;
+        let mut hosts = BTreeMap::new();
+        for _ in 0..count(&mut bytes, MAX_ENDPOINTS)? {
+            hosts.insert(bytes.address()?, host(&mut bytes)?);
+        }
+        clusters.insert(name, Cluster { told_ms, hosts });
+    }
+    let mut seen_models = Vec::new();
+    for _ in 0..count(&mut bytes, MAX_NAMES)? {
+        seen_models.push(bytes.text()?.to_owned());
+    }
+    let mut engines = BTreeMap::new();
+    for _ in 0..count(&mut bytes, MAX_ENDPOINTS)? {
+        engines.insert(bytes.address()?, engine(&mut bytes, &seen_models)?);
+    }
+    bytes.0.is_empty().then_some(Fleet {
+        clusters,
+        engines,
+        seen_models,
+    })
+}
+
+fn count(bytes: &mut Bytes, most: usize) -> Option<usize> {
+    Some(usize::from(bytes.u16()?)).filter(|count| *count <= most)
+}
+
+fn host(bytes: &mut Bytes) -> Option<Host> {
+    Some(Host {
+        health: match bytes.u8()? {
+            0 => HostHealth::Healthy,
+            1 => HostHealth::Unhealthy,
+            2 => HostHealth::Ejected,
+            3 => HostHealth::Draining,
+            _ => return None,
+        },
+        weight: bytes.u16()?.max(1),
+        since_s: bytes.u32()?,
+    })
+}
+
+fn engine(bytes: &mut Bytes, names: &[String]) -> Option<Engine> {
+    let told_ms = bytes.u64()?;
+    let failures = bytes.u16()?;
+    let running = bytes.u32()?;
+    let waiting = bytes.u32()?;
+    let foreign = bytes.u32()?;
+    let usage = f32::from_bits(bytes.u32()?);
+    let mut figure = || Some(bytes.u64()?).map(|figure| (figure != NOTHING_U64).then_some(figure));
+    let (kv_capacity_tokens, queried_tokens) = (figure()?, figure()?);
+    let (hit_tokens, finished) = (figure()?, figure()?);
+    let sleeping = bytes.u8()? != 0;
+    let max_loras = Some(bytes.u16()?).filter(|most| *most != NOTHING_U16);
+    let mut loras = Vec::new();
+    for _ in 0..count(bytes, MAX_LORAS)? {
+        loras.push((bytes.u64()?, bytes.u8()? != 0));
+    }
+    let models = match bytes.u16()? {
+        NOTHING_U16 => None,
+        models if usize::from(models) <= MAX_MODELS => {
+            let mut found = Vec::new();
+            for _ in 0..models {
+                found.push(names.get(usize::from(bytes.u16()?))?.clone());
+            }
+            Some(found)
+        }
+        _ => return None,
+    };
+    Some(Engine {
+        told_ms,
+        failures,
+        running: (running != NOTHING_U32).then_some(running),
+        waiting: (waiting != NOTHING_U32).then_some(waiting),
+        foreign,
+        kv_usage: usage.is_finite().then(|| usage.clamp(0.0, 1.0)),
+        kv_capacity_tokens,
+        queried_tokens,
+        hit_tokens,
+        finished,
+        sleeping,
+        max_loras,
+        loras,
+        models,
+    })
+}

@@ -1,0 +1,269 @@
+//! Who serves what: pools, endpoints and models, laid out from the config and the fleet.
+//!
+//! An endpoint keeps its position as long as it is there, because requests in flight name it by that.
+//! One that leaves is *retired*: no group has it any more, and its position goes to a new endpoint
+//! once nothing of this worker is in flight there. A layout costs O(endpoints * pools); it is made
+//! anew only when endpoints or models come or go.
+
+use super::judge::Members;
+use super::{Endpoint, Pool, Router, Target};
+use crate::config::{MAX_ENDPOINTS, PoolConfig};
+use crate::fleet::Fleet;
+use crate::hash;
+use crate::ids::{self, EndpointId};
+use crate::store::Store;
+use std::collections::HashSet;
+use std::net::SocketAddr;
+
+/// An endpoint of a pool, and the models it serves; none named: all of its pool.
+struct Member {
+    socket: SocketAddr,
+    models: Vec<String>,
+}
+
+/// The endpoints of a pool. One whose models are not known yet serves nothing that must be known.
+fn members(pool: &PoolConfig, fleet: &Fleet) -> Vec<Member> {
+    let told = |socket: &SocketAddr| {
+        let engine = fleet.engines.get(socket);
+        engine.and_then(|engine| engine.models.clone())
+    };
+    let sockets: Vec<(SocketAddr, Vec<String>)> = if pool.discovered {
+        let cluster = fleet.clusters.get(&pool.cluster);
+        let hosts = cluster.into_iter().flat_map(|cluster| cluster.hosts.keys());
+        hosts.map(|socket| (*socket, Vec::new())).collect()
+    } else {
+        let listed = pool.endpoints.iter();
+        listed
+            .map(|one| (one.address, one.models.clone()))
+            .collect()
+    };
+    sockets
+        .into_iter()
+        .filter_map(|(socket, models)| match pool.discover_models {
+            true => told(&socket).map(|models| Member { socket, models }),
+            false => Some(Member { socket, models }),
+        })
+        .take(MAX_ENDPOINTS)
+        .collect()
+}
+
+/// Every model name and alias that leads to a pool, each once.
+fn served_names(pool: &PoolConfig, members: &[Member]) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let listed = pool
+        .models
+        .iter()
+        .chain(pool.aliases.iter().map(|(alias, _)| alias));
+    let names = listed.chain(members.iter().flat_map(|member| &member.models));
+    names.filter(|name| seen.insert(*name)).cloned().collect()
+}
+
+impl<S: Store> Router<S> {
+    /// Lays everything out anew; requests in flight keep their positions.
+    pub(super) fn lay_out(&mut self, now_us: u64) {
+        let fleet = self.scout.fleet();
+        let pools: Vec<Vec<Member>> = self
+            .config
+            .pools
+            .iter()
+            .map(|pool| members(pool, fleet))
+            .collect();
+        let mut wanted = Vec::new();
+        let mut seen = HashSet::new();
+        for member in pools.iter().flatten() {
+            if wanted.len() < MAX_ENDPOINTS && seen.insert(member.socket) {
+                wanted.push(member.socket);
+            }
+        }
+        self.note_changes(&pools);
+        self.place(&wanted, now_us);
+        self.pools.clear();
+        self.models.clear();
+        self.any_model = None;
+        for (index, members) in pools.iter().enumerate() {
+            self.lay_out_pool(index, members);
+        }
+        self.index_seen_models();
+        self.set_capacities();
+        self.judged = self.judged.wrapping_add(1);
+        self.judge_again_us = 0;
+    }
+
+    /// Notes for the metrics who leaves, and which pools change.
+    fn note_changes(&mut self, pools: &[Vec<Member>]) {
+        for (index, (old, new)) in self.pools.iter().zip(pools).enumerate() {
+            let stays: HashSet<&SocketAddr> = new.iter().map(|member| &member.socket).collect();
+            let all = old.groups.first().map(|group| group.all.as_slice());
+            let all = all.unwrap_or_default();
+            let before = all
+                .iter()
+                .filter_map(|position| self.endpoints.get(*position));
+            let gone = before.filter(|endpoint| !stays.contains(&endpoint.socket));
+            let gone: Vec<String> = gone.map(|endpoint| endpoint.address.clone()).collect();
+            if (!gone.is_empty() || all.len() != new.len()) && !self.changed_pools.contains(&index)
+            {
+                self.changed_pools.push(index);
+            }
+            let room = MAX_ENDPOINTS.saturating_sub(self.departed.len());
+            let gone = gone.into_iter().take(room);
+            self.departed.extend(gone.map(|address| (index, address)));
+        }
+    }
+
+    /// Gives every wanted endpoint a position, and retires the others.
+    fn place(&mut self, wanted: &[SocketAddr], now_us: u64) {
+        let stays: HashSet<&SocketAddr> = wanted.iter().collect();
+        for endpoint in &mut self.endpoints {
+            endpoint.retired = !stays.contains(&endpoint.socket);
+        }
+        self.by_socket.retain(|socket, _| stays.contains(socket));
+        for socket in wanted {
+            if self.by_socket.contains_key(socket) {
+                continue;
+            }
+            let address = socket.to_string();
+            let identity = hash::hash(address.as_bytes());
+            let endpoint = Endpoint {
+                address,
+                socket: *socket,
+                id: None,
+                retired: false,
+            };
+            let position = self.free_position();
+            match position.and_then(|position| self.endpoints.get_mut(position)) {
+                Some(place) => *place = endpoint,
+                None => self.endpoints.push(endpoint),
+            }
+            let position = position.unwrap_or(self.endpoints.len().saturating_sub(1));
+            self.identities.resize(self.endpoints.len(), 0);
+            if let Some(place) = self.identities.get_mut(position) {
+                *place = identity;
+            }
+            self.by_socket.insert(*socket, position);
+        }
+        let ids = ids::resolve(&self.store, &self.identities, now_us / 1000);
+        for (endpoint, id) in self.endpoints.iter_mut().zip(&ids) {
+            endpoint.id = *id;
+        }
+        self.positions = self
+            .endpoints
+            .iter()
+            .enumerate()
+            .filter(|(_, endpoint)| !endpoint.retired)
+            .filter_map(|(at, endpoint)| Some((endpoint.id?, at)))
+            .collect();
+        self.holders = crate::policy::Holders::new(ids.len());
+        self.drains.resize(ids.len());
+        self.peers_busy.resize(ids.len(), 0);
+        self.loads.set_ids(&ids);
+        self.rates.set_ids(&ids);
+        self.fitness.set_ids(&ids);
+    }
+
+    /// A retired endpoint of which nothing is in flight here.
+    fn free_position(&self) -> Option<usize> {
+        let idle = |position: usize| {
+            let own = self.loads.own(position);
+            own.is_none_or(|load| load.in_flight == 0)
+        };
+        let retired = self.endpoints.iter().enumerate();
+        let retired = retired.filter(|(_, endpoint)| endpoint.retired);
+        retired.map(|(at, _)| at).find(|position| idle(*position))
+    }
+
+    fn lay_out_pool(&mut self, index: usize, members: &[Member]) {
+        let Some(pool) = self.config.pools.get(index) else {
+            return;
+        };
+        let position = |member: &Member| self.by_socket.get(&member.socket).copied();
+        let all: Vec<usize> = members.iter().filter_map(position).collect();
+        let mut groups = vec![Members::new(all, &self.identities)];
+        let names = served_names(pool, members);
+        if names.is_empty() && !pool.discover_models {
+            self.any_model = Some(Target {
+                pool: index,
+                rename: None,
+                group: 0,
+            });
+        }
+        for name in names {
+            let alias = pool.aliases.iter().find(|(alias, _)| *alias == name);
+            let model = alias.map_or(name.as_str(), |(_, model)| model.as_str());
+            let serves = |member: &&Member| {
+                member.models.is_empty() || member.models.iter().any(|one| one == model)
+            };
+            let group: Vec<usize> = members.iter().filter(serves).filter_map(position).collect();
+            let known = groups.iter().position(|other| other.all == group);
+            let group = known.unwrap_or_else(|| {
+                groups.push(Members::new(group, &self.identities));
+                groups.len() - 1
+            });
+            let rename = (model != name).then(|| model.to_owned());
+            let target = Target {
+                pool: index,
+                rename,
+                group,
+            };
+            // Two pools may discover the same name; the first in the config has it.
+            self.models.entry(name.into_bytes()).or_insert(target);
+        }
+        self.pools.push(Pool { groups });
+    }
+
+    /// A model that was once served leads to an empty group: it is known, but nobody has it now.
+    fn index_seen_models(&mut self) {
+        let discovers = |pool: &PoolConfig| pool.discover_models;
+        let Some(index) = self.config.pools.iter().position(discovers) else {
+            return;
+        };
+        let seen = &self.scout.fleet().seen_models;
+        let gone = seen
+            .iter()
+            .filter(|name| !self.models.contains_key(name.as_bytes()));
+        let gone: Vec<String> = gone.cloned().collect();
+        let Some(pool) = self.pools.get_mut(index) else {
+            return;
+        };
+        if gone.is_empty() {
+            return;
+        }
+        pool.groups.push(Members::new(Vec::new(), &self.identities));
+        let target = Target {
+            pool: index,
+            rename: None,
+            group: pool.groups.len() - 1,
+        };
+        for name in gone {
+            self.models.insert(name.into_bytes(), target.clone());
+        }
+    }
+
+    /// Tells the index the KV capacity of every endpoint whose pool looks at prompts: what the engine
+    /// says, unless the config says it.
+    pub(super) fn set_capacities(&mut self) {
+        let mut engines: Vec<(EndpointId, u64)> = Vec::new();
+        for (pool, layout) in self.config.pools.iter().zip(&self.pools) {
+            let Some(kv_tokens) = pool.policy.kv_tokens() else {
+                continue;
+            };
+            let all = layout.groups.first().map(|group| group.all.as_slice());
+            for position in all.unwrap_or_default() {
+                let Some(endpoint) = self.endpoints.get(*position) else {
+                    continue;
+                };
+                let engine = self.scout.fleet().engines.get(&endpoint.socket);
+                let told = engine.and_then(|engine| engine.kv_capacity_tokens);
+                let told = told.filter(|_| pool.policy.learns_kv_tokens());
+                if let Some(id) = endpoint.id {
+                    engines.push((id, told.unwrap_or(kv_tokens)));
+                }
+            }
+        }
+        if self.capacities != engines {
+            if let Some(replica) = self.replica.as_mut() {
+                replica.set_engines(&engines);
+            }
+            self.capacities = engines;
+        }
+    }
+}

@@ -1,0 +1,516 @@
+//! Engine awareness: endpoints that come and go, health, figures of engines, failures seen by requests.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a panic is a failed test"
+)]
+
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use warmpath_core::router::{Ask, Charge, Outcome, Response, Router, State};
+use warmpath_core::scout::Reply;
+use warmpath_core::scrape::Call;
+use warmpath_core::store::MemoryStore;
+use warmpath_core::{Config, Decision, Fallback};
+
+const SECOND: u64 = 1_000_000;
+const TICK: u64 = SECOND / 8;
+
+/// One process: a few workers over one store, and what Envoy and the engines would answer them.
+struct World<'a> {
+    workers: Vec<Router<&'a MemoryStore>>,
+    hosts: BTreeMap<String, Value>,
+    pages: BTreeMap<String, String>,
+    models: BTreeMap<String, Vec<&'static str>>,
+    calls: BTreeMap<String, u32>,
+    admin_works: bool,
+    now_us: u64,
+}
+
+impl<'a> World<'a> {
+    fn new(config: &Value, workers: usize, store: &'a MemoryStore) -> Self {
+        let parsed = || Config::parse(config.to_string().as_bytes()).expect("a valid config");
+        let now_us = 1_000 * SECOND;
+        World {
+            workers: (0..workers)
+                .map(|_| Router::new(parsed(), store, now_us))
+                .collect(),
+            hosts: BTreeMap::new(),
+            pages: BTreeMap::new(),
+            models: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            admin_works: true,
+            now_us,
+        }
+    }
+
+    fn host(&mut self, address: &str, health: Value) {
+        self.hosts.insert(address.to_owned(), health);
+    }
+
+    /// Envoy's answer about cluster `p`.
+    fn clusters(&self) -> String {
+        let hosts: Vec<Value> = self
+            .hosts
+            .iter()
+            .map(|(address, health)| {
+                let (ip, port) = address.rsplit_once(':').expect("ip:port");
+                let port: u16 = port.parse().expect("a port");
+                json!({
+                    "address": {"socket_address": {"address": ip, "port_value": port}},
+                    "health_status": health, "weight": 1,
+                })
+            })
+            .collect();
+        json!({"cluster_statuses": [{"name": "p", "host_statuses": hosts}]}).to_string()
+    }
+
+    fn run(&mut self, seconds: f64) {
+        let end_us = self.now_us + (seconds * SECOND as f64) as u64;
+        while self.now_us < end_us {
+            self.now_us += TICK;
+            for at in 0..self.workers.len() {
+                self.tick(at);
+            }
+        }
+    }
+
+    fn tick(&mut self, at: usize) {
+        self.workers[at].tick(self.now_us);
+        for (call, http) in self.workers[at].calls(self.now_us) {
+            *self
+                .calls
+                .entry(format!("{} {}", http.authority, http.path))
+                .or_default() += 1;
+            let answer = match &call {
+                Call::Endpoints if self.admin_works => Some(self.clusters()),
+                Call::Endpoints => None,
+                Call::Metrics(address) => self.pages.get(&address.to_string()).cloned(),
+                Call::Models(address) => self.models.get(&address.to_string()).map(|names| {
+                    let data: Vec<Value> = names.iter().map(|name| json!({"id": name})).collect();
+                    json!({"object": "list", "data": data}).to_string()
+                }),
+            };
+            let reply = match &answer {
+                Some(body) => Reply::Answer {
+                    status: 200,
+                    body: body.as_bytes(),
+                },
+                None => Reply::Failed,
+            };
+            self.workers[at].call_ended(&call, reply, self.now_us);
+        }
+    }
+
+    fn ask(&mut self, at: usize, model: &str) -> Result<(Decision, Charge), u16> {
+        self.now_us += 10;
+        let router = &mut self.workers[at];
+        let target = router.target(model.as_bytes()).cloned().ok_or(404_u16)?;
+        let ask = Ask {
+            target: &target,
+            key: None,
+            prompt: None,
+        };
+        router
+            .decide(ask, self.now_us)
+            .map_err(|answer| answer.status)
+    }
+
+    fn named(&mut self, at: usize) -> Vec<String> {
+        let (decision, charge) = self.ask(at, "m").expect("endpoints");
+        let router = &mut self.workers[at];
+        let named = decision
+            .ranked
+            .iter()
+            .map(|it| router.address(*it).to_owned())
+            .collect();
+        router.end(charge, Outcome::Served { output_tokens: 1 }, self.now_us);
+        named
+    }
+
+    fn respond(&mut self, at: usize, status: u16, retry_after_s: Option<u64>) -> String {
+        let (decision, mut charge) = self.ask(at, "m").expect("endpoints");
+        let router = &mut self.workers[at];
+        let address = router.address(decision.ranked[0]).to_owned();
+        let response = Response {
+            status,
+            address: address.as_bytes(),
+            by_engine: true,
+            retry_after_s,
+        };
+        router.responded(&mut charge, response, self.now_us);
+        router.end(charge, Outcome::Failed, self.now_us);
+        address
+    }
+
+    /// Everybody that anybody is sent to in many requests.
+    fn in_use(&mut self) -> BTreeSet<String> {
+        let workers = self.workers.len();
+        (0..60)
+            .map(|number| self.named(number % workers).remove(0))
+            .collect()
+    }
+}
+
+fn discovered() -> Value {
+    json!({"pools": [{"name": "p", "models": ["m"], "endpoints": "envoy"}]})
+}
+
+fn fixed(engines: usize) -> Value {
+    let list: Vec<Value> = (1..=engines)
+        .map(|n| json!({"address": address(n)}))
+        .collect();
+    json!({"pools": [{"name": "p", "models": ["m"], "endpoints": {"static": list}}]})
+}
+
+fn address(number: usize) -> String {
+    format!("10.0.0.{number}:8000")
+}
+
+fn healthy() -> Value {
+    json!({"eds_health_status": "HEALTHY"})
+}
+
+fn set(numbers: &[usize]) -> BTreeSet<String> {
+    numbers.iter().map(|number| address(*number)).collect()
+}
+
+#[test]
+fn endpoints_come_and_go_with_envoys_cluster() {
+    let store = MemoryStore::new();
+    let mut world = World::new(&discovered(), 3, &store);
+    assert_eq!(world.ask(0, "m").map(|_| ()), Err(503), "none is known yet");
+    (1..=3).for_each(|n| world.host(&address(n), healthy()));
+    world.run(1.25);
+    assert_eq!(world.in_use(), set(&[1, 2, 3]));
+    let (decision, charge) = world.ask(1, "m").expect("endpoints");
+    let gone = world.workers[1].address(decision.ranked[0]).to_owned();
+    world.hosts.remove(&gone);
+    world.host(&address(4), healthy());
+    world.run(1.25);
+    let now = world.in_use();
+    assert!(
+        !now.contains(&gone) && now.contains(&address(4)) && now.len() == 3,
+        "{now:?}"
+    );
+    let position = charge.position();
+    assert_eq!(
+        world.workers[1].address(position),
+        gone,
+        "a request in flight keeps its endpoint"
+    );
+    let now_us = world.now_us;
+    world.workers[1].end(charge, Outcome::Failed, now_us);
+    assert_eq!(world.workers[1].in_flight(position), 0);
+    world.hosts.clear();
+    world.run(1.25);
+    assert_eq!(world.ask(2, "m").map(|_| ()), Err(503));
+}
+
+#[test]
+fn positions_of_the_gone_are_used_again() {
+    let store = MemoryStore::new();
+    let mut world = World::new(&discovered(), 1, &store);
+    for round in 0..50 {
+        world.hosts.clear();
+        (1..=4).for_each(|n| world.host(&address(round * 4 + n), healthy()));
+        world.run(1.25);
+        let named = world.named(0);
+        let highest = named.len();
+        assert_eq!(highest, 3);
+        let (decision, charge) = world.ask(0, "m").expect("endpoints");
+        assert!(
+            decision.ranked.iter().all(|position| *position < 8),
+            "{:?}",
+            decision.ranked
+        );
+        let now_us = world.now_us;
+        world.workers[0].end(charge, Outcome::Failed, now_us);
+    }
+}
+
+#[test]
+fn who_envoy_has_put_aside_is_never_named() {
+    for health in [
+        json!({"eds_health_status": "HEALTHY", "failed_active_health_check": true}),
+        json!({"eds_health_status": "HEALTHY", "failed_outlier_check": true}),
+        json!({"eds_health_status": "DRAINING"}),
+        json!({"eds_health_status": "UNHEALTHY"}),
+    ] {
+        for config in [discovered(), fixed(3)] {
+            let store = MemoryStore::new();
+            let mut world = World::new(&config, 2, &store);
+            (1..=3).for_each(|n| world.host(&address(n), healthy()));
+            world.run(1.25);
+            world.host(&address(2), health.clone());
+            world.run(1.25);
+            for number in 0..30 {
+                let named = world.named(number % 2);
+                assert_eq!(
+                    named.iter().cloned().collect::<BTreeSet<_>>(),
+                    set(&[1, 3]),
+                    "{health}"
+                );
+            }
+            world.host(&address(2), healthy());
+            world.run(1.25);
+            assert_eq!(world.in_use(), set(&[1, 2, 3]), "back after {health}");
+        }
+    }
+}
+
+#[test]
+fn when_none_is_usable_all_are_or_the_answer_is_503() {
+    let unhealthy = json!({"eds_health_status": "HEALTHY", "failed_active_health_check": true});
+    for (none_usable, routed) in [("route", true), ("answer", false)] {
+        let store = MemoryStore::new();
+        let mut config = fixed(2);
+        config["health"] = json!({"none_usable": none_usable});
+        let mut world = World::new(&config, 1, &store);
+        (1..=2).for_each(|n| world.host(&address(n), unhealthy.clone()));
+        world.run(1.25);
+        match world.ask(0, "m") {
+            Ok((decision, _)) => {
+                assert!(routed);
+                assert_eq!(decision.fallback, Some(Fallback::LastResort));
+            }
+            Err(status) => assert!(!routed && status == 503),
+        }
+    }
+}
+
+#[test]
+fn health_that_envoy_does_not_confirm_is_forgotten_but_not_the_endpoints() {
+    let store = MemoryStore::new();
+    let mut world = World::new(&discovered(), 1, &store);
+    world.host(&address(1), healthy());
+    world.host(&address(2), json!({"failed_active_health_check": true}));
+    world.run(1.25);
+    assert_eq!(world.in_use(), set(&[1]));
+    world.admin_works = false;
+    world.run(5.0);
+    assert_eq!(world.in_use(), set(&[1]));
+    world.run(7.0);
+    assert_eq!(world.in_use(), set(&[1, 2]));
+}
+
+#[test]
+fn one_of_all_workers_scrapes_each_engine_once_an_interval() {
+    let store = MemoryStore::new();
+    let mut world = World::new(&fixed(5), 4, &store);
+    world.run(2.0);
+    let before = world.calls.clone();
+    world.run(20.0);
+    for number in 1..=5 {
+        let name = format!("{} /metrics", address(number));
+        assert_eq!(world.calls[&name] - before[&name], 20, "{name}");
+    }
+    let holders = |world: &World| {
+        world
+            .workers
+            .iter()
+            .filter(|it| it.scout().holds_lease())
+            .count()
+    };
+    assert_eq!(holders(&world), 1);
+    let holder = world
+        .workers
+        .iter()
+        .position(|it| it.scout().holds_lease())
+        .expect("one");
+    // Its VM traps: nobody tells.
+    world.workers.remove(holder);
+    let before = world.calls.clone();
+    world.run(2.0);
+    for number in 1..=5 {
+        let name = format!("{} /metrics", address(number));
+        assert!(world.calls[&name] > before[&name], "{name}");
+    }
+}
+
+#[test]
+fn a_new_config_scrapes_at_once_and_the_old_one_stops() {
+    let store = MemoryStore::new();
+    let mut world = World::new(&fixed(2), 2, &store);
+    world.run(2.0);
+    let mut config = fixed(2);
+    config["debug_headers"] = json!(true);
+    let mut newer = World::new(&config, 2, &store);
+    newer.now_us = world.now_us;
+    newer.run(0.25);
+    assert_eq!(
+        newer
+            .workers
+            .iter()
+            .filter(|it| it.scout().holds_lease())
+            .count(),
+        1
+    );
+    world.calls.clear();
+    for _ in 0..80 {
+        newer.run(0.125);
+        world.run(0.125);
+    }
+    assert_eq!(world.calls, BTreeMap::new());
+    assert!(world.workers.iter().all(|it| !it.scout().holds_lease()));
+}
+
+#[test]
+fn engines_tell_their_models() {
+    let store = MemoryStore::new();
+    let config = json!({"pools": [{"name": "p", "discover_models": true, "aliases": {"m": "a"},
+        "endpoints": {"static": [{"address": address(1)}, {"address": address(2)}]}}]});
+    let mut world = World::new(&config, 2, &store);
+    assert_eq!(world.ask(0, "a").map(|_| ()), Err(404), "never seen");
+    world.models.insert(address(1), vec!["a"]);
+    world.models.insert(address(2), vec!["a", "b"]);
+    world.run(12.0);
+    assert_eq!(world.in_use(), set(&[1, 2]), "by the alias");
+    let (decision, _) = world.ask(1, "b").expect("served");
+    let router = &world.workers[1];
+    assert_eq!(
+        decision
+            .ranked
+            .iter()
+            .map(|it| router.address(*it))
+            .collect::<Vec<_>>(),
+        [address(2)]
+    );
+    let list = router.model_list().expect("all are known").body;
+    assert!(
+        list.contains("\"a\"") && list.contains("\"b\"") && list.contains("\"m\""),
+        "{list}"
+    );
+    world.models.insert(address(2), vec!["a"]);
+    world.run(12.0);
+    assert_eq!(
+        world.ask(0, "b").map(|_| ()),
+        Err(503),
+        "seen, but nobody has it now"
+    );
+    assert_eq!(world.ask(0, "c").map(|_| ()), Err(404));
+    let list = world.workers[0].model_list().expect("all are known").body;
+    assert!(!list.contains("\"b\""), "{list}");
+}
+
+#[test]
+fn sleeping_engines_are_left_alone_while_their_word_is_fresh() {
+    let store = MemoryStore::new();
+    let mut world = World::new(&fixed(2), 1, &store);
+    let page = |awake: u8| {
+        format!(
+            "vllm:num_requests_running 0\n\
+             vllm:engine_sleep_state{{engine=\"0\",sleep_state=\"awake\"}} {awake}.0\n\
+             vllm:engine_sleep_state{{engine=\"0\",sleep_state=\"discard_all\"}} {}.0\n",
+            1 - awake
+        )
+    };
+    world.pages.insert(address(1), page(1));
+    world.pages.insert(address(2), page(0));
+    world.run(2.25);
+    assert_eq!(world.in_use(), set(&[1]));
+    assert_eq!(world.workers[0].state(0, 1, world.now_us), State::Sleeping);
+    world.pages.insert(address(2), page(1));
+    world.run(2.25);
+    assert_eq!(world.in_use(), set(&[1, 2]));
+    world.pages.insert(address(2), page(0));
+    world.run(2.25);
+    world.pages.remove(&address(2));
+    world.run(5.0);
+    assert_eq!(world.in_use(), set(&[1, 2]), "an old word is not believed");
+}
+
+#[test]
+fn an_engine_that_fails_fast_gets_its_probes_and_no_more() {
+    let store = MemoryStore::new();
+    let mut world = World::new(&fixed(3), 4, &store);
+    world.run(1.0);
+    let bad = address(2);
+    let mut hits = 0;
+    for number in 0..2400 {
+        let worker = number % 4;
+        let (decision, mut charge) = world.ask(worker, "m").expect("endpoints");
+        let router = &mut world.workers[worker];
+        let address = router.address(decision.ranked[0]).to_owned();
+        let status = if address == bad { 500 } else { 200 };
+        hits += u32::from(address == bad);
+        let response = Response {
+            status,
+            address: address.as_bytes(),
+            by_engine: true,
+            retry_after_s: None,
+        };
+        router.responded(&mut charge, response, world.now_us);
+        router.end(charge, Outcome::Failed, world.now_us);
+        world.now_us += 25_000;
+        if number % 5 == 0 {
+            (0..4).for_each(|at| world.tick(at));
+        }
+    }
+    // A minute: three strikes, then probes after 2, 4, 8, 16 and 30 s, each by one worker.
+    assert!((6..=12).contains(&hits), "{hits} of 2400");
+}
+
+#[test]
+fn backpressure_lasts_as_long_as_it_asks_and_4xx_costs_nothing() {
+    let store = MemoryStore::new();
+    let mut world = World::new(&fixed(2), 2, &store);
+    world.run(1.0);
+    for _ in 0..30 {
+        world.respond(0, 400, None);
+        world.respond(1, 404, None);
+    }
+    assert_eq!(world.in_use(), set(&[1, 2]));
+    let busy = world.respond(0, 503, Some(7));
+    world.run(0.25);
+    let other: BTreeSet<String> = set(&[1, 2]).into_iter().filter(|it| *it != busy).collect();
+    assert_eq!(world.in_use(), other);
+    world.run(6.0);
+    assert_eq!(world.in_use(), other);
+    world.run(1.25);
+    assert_eq!(world.in_use(), set(&[1, 2]));
+    // All busy: the client is told when to come again.
+    let store = MemoryStore::new();
+    let mut config = fixed(1);
+    config["health"] = json!({"none_usable": "answer"});
+    let mut world = World::new(&config, 1, &store);
+    world.respond(0, 429, Some(9));
+    let router = &mut world.workers[0];
+    let target = router.target(b"m").cloned().expect("known");
+    let ask = Ask {
+        target: &target,
+        key: None,
+        prompt: None,
+    };
+    let answer = router
+        .decide(ask, world.now_us)
+        .map(|_| ())
+        .expect_err("busy");
+    assert_eq!((answer.status, answer.retry_after_s), (503, Some(9)));
+}
+
+#[test]
+fn who_comes_back_is_brought_up_to_its_share() {
+    let store = MemoryStore::new();
+    let mut world = World::new(&fixed(4), 1, &store);
+    let unhealthy = json!({"failed_active_health_check": true});
+    (1..=4).for_each(|n| world.host(&address(n), healthy()));
+    world.run(1.25);
+    world.host(&address(4), unhealthy);
+    world.run(1.25);
+    let mut open: Vec<Charge> = (0..60)
+        .map(|_| world.ask(0, "m").expect("endpoints").1)
+        .collect();
+    world.host(&address(4), healthy());
+    world.run(1.25);
+    let router = &world.workers[0];
+    assert_eq!(router.state(0, 3, world.now_us), State::SlowStart);
+    // Idle, it is the least loaded, but all at once would be a herd.
+    open.extend((0..20).map(|_| world.ask(0, "m").expect("endpoints").1));
+    let at = |open: &[Charge]| open.iter().filter(|charge| charge.position() == 3).count();
+    assert!((1..=5).contains(&at(&open)), "{} at once", at(&open));
+    world.run(11.0);
+    assert_eq!(world.workers[0].state(0, 3, world.now_us), State::Healthy);
+    open.extend((0..20).map(|_| world.ask(0, "m").expect("endpoints").1));
+    assert!(at(&open) >= 18, "{}", at(&open));
+}
