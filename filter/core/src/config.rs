@@ -43,6 +43,8 @@ const TOKENS_PER_ENTRY: u64 = 200;
 /// A validated configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// Hash of its text: tells one config of a process from the next.
+    pub hash: u64,
     /// Pools in the order of the config; at least one.
     pub pools: Vec<PoolConfig>,
     /// Position of the pool for requests whose model is not known.
@@ -108,7 +110,10 @@ impl Config {
         let mut reader = Reader::default();
         let config = root(&mut reader, &value);
         match config {
-            Some(config) if reader.errors.is_empty() => Ok(config),
+            Some(config) if reader.errors.is_empty() => Ok(Config {
+                hash: crate::hash::hash(json),
+                ..config
+            }),
             _ => Err(reader.errors),
         }
     }
@@ -175,6 +180,7 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
         }
     };
     Some(Config {
+        hash: 0,
         pools,
         default_pool,
         session_key,

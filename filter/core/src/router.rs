@@ -128,8 +128,7 @@ impl<S: Store> Router<S> {
         let births = births.next().unwrap_or_default();
         let mut random = hash::mix(births, now_us);
         let owner = policy::next_random(&mut random).max(1);
-        let config_hash = hash::hash(format!("{config:?}").as_bytes());
-        let scout = Scout::new(&store, config_hash, owner);
+        let scout = Scout::new(&store, config.hash, owner);
         let replica = wants_prompt.then(|| Replica::new(config.prefix_table_bytes(), &[]));
         let mut router = Router {
             store,
