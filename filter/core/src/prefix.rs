@@ -138,6 +138,11 @@ impl Index {
         self.clocks.set(engines);
     }
 
+    /// The engine has lost all it held: it was restarted.
+    pub fn forget(&mut self, engine: EndpointId) {
+        self.clocks.restart(engine.0);
+    }
+
     /// Reports every hit of a chain, shallowest first: the engine, and a link that it holds.
     pub fn lookup(&self, chain: &[Link], mut hit: impl FnMut(EndpointId, &Link)) {
         for link in chain {

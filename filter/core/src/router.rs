@@ -66,6 +66,8 @@ pub struct Router<S> {
     /// What the index was told of the engines' KV memory.
     capacities: Vec<(EndpointId, u64)>,
     scout: Scout,
+    /// Prompt tokens that engines had looked up when they last said so.
+    queried: AHashMap<SocketAddr, u64>,
     /// Of the fleet that the layout was made of.
     shape: u64,
     fitness: Board<Fitness>,
@@ -139,6 +141,7 @@ impl<S: Store> Router<S> {
             departed: Vec::new(),
             changed_pools: Vec::new(),
             capacities: Vec::new(),
+            queried: AHashMap::new(),
             shape: scout.shape(),
             scout,
             fitness: Board::new(Vec::new()),

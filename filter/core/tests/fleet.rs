@@ -7,7 +7,9 @@
 
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use warmpath_core::router::{Ask, Charge, Outcome, Response, Router, State};
+use warmpath_core::hash;
+use warmpath_core::router::{Ask, Charge, Outcome, PromptFacts, Response, Router, State};
+use warmpath_core::scan::{CHUNK_BYTES, Link};
 use warmpath_core::scout::Reply;
 use warmpath_core::scrape::Call;
 use warmpath_core::store::MemoryStore;
@@ -418,6 +420,61 @@ fn sleeping_engines_are_left_alone_while_their_word_is_fresh() {
     world.pages.remove(&address(2));
     world.run(5.0);
     assert_eq!(world.in_use(), set(&[1, 2]), "an old word is not believed");
+}
+
+#[test]
+fn an_engine_that_left_or_restarted_holds_nothing() {
+    let store = MemoryStore::new();
+    let mut config = discovered();
+    config["pools"][0]["policy"] = json!("prefix");
+    let mut world = World::new(&config, 1, &store);
+    let page = |queried: u32| {
+        format!("vllm:num_requests_running 0\nvllm:prefix_cache_queries_total {queried}\n")
+    };
+    let prompt = |own: u64| {
+        let link = |at: u64| Link {
+            hash: hash::mix(own, at),
+            end: (at as usize + 1) * CHUNK_BYTES,
+        };
+        PromptFacts {
+            chain: (0..20).map(link).collect(),
+            bytes: 20 * CHUNK_BYTES,
+            conversation: own,
+            streamed: true,
+            output_tokens: Some(1),
+        }
+    };
+    fn cached(world: &mut World, prompt: PromptFacts) -> u64 {
+        let now_us = world.now_us;
+        let router = &mut world.workers[0];
+        let target = router.target(b"m").cloned().expect("known");
+        let ask = Ask {
+            target: &target,
+            key: None,
+            prompt: Some(prompt),
+        };
+        let (_, charge) = router.decide(ask, now_us).expect("an endpoint");
+        let cached = charge.cached_tokens();
+        router.end(charge, Outcome::Served { output_tokens: 1 }, now_us);
+        cached
+    }
+    world.host(&address(1), healthy());
+    world.pages.insert(address(1), page(5000));
+    world.run(2.5);
+    assert_eq!(cached(&mut world, prompt(7)), 0);
+    assert_eq!(cached(&mut world, prompt(7)), 20 * 128);
+    world.pages.insert(address(1), page(6000));
+    world.run(2.5);
+    assert_eq!(cached(&mut world, prompt(7)), 20 * 128);
+    world.pages.insert(address(1), page(10));
+    world.run(2.5);
+    assert_eq!(cached(&mut world, prompt(7)), 0, "its counters began anew");
+    assert_eq!(cached(&mut world, prompt(7)), 20 * 128);
+    world.hosts.clear();
+    world.run(2.5);
+    world.host(&address(1), healthy());
+    world.run(2.5);
+    assert_eq!(cached(&mut world, prompt(7)), 0, "it was gone meanwhile");
 }
 
 #[test]

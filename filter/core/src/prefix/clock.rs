@@ -17,7 +17,8 @@
 //! So the end is stamped first, and gets the older epoch.
 
 use crate::ids::EndpointId;
-use std::collections::VecDeque;
+
+use std::collections::{BTreeMap, VecDeque};
 
 use super::CHUNK_TOKENS;
 
@@ -38,6 +39,9 @@ const MAX_EPOCHS: usize = 1024;
 pub(super) struct Clocks {
     /// By id; ids are small and given out in turn.
     engines: Vec<Option<Clock>>,
+    /// Where the clocks of engines that left go on if they come back, by id; no more than there are
+    /// ids. Their entries still stand in the table and must never look live again.
+    resume: BTreeMap<u16, u16>,
 }
 
 #[derive(Debug)]
@@ -57,7 +61,8 @@ impl Clocks {
         for (id, kv_tokens) in engines {
             let at = usize::from(id.0);
             let known = before.get_mut(at).and_then(Option::take);
-            let mut clock = known.unwrap_or_else(Clock::new);
+            let mut clock = known
+                .unwrap_or_else(|| Clock::starting(self.resume.remove(&id.0).unwrap_or_default()));
             clock.capacity_chunks = (kv_tokens / CHUNK_TOKENS).max(EPOCHS);
             clock.trim();
             if self.engines.len() <= at {
@@ -66,6 +71,21 @@ impl Clocks {
             if let Some(place) = self.engines.get_mut(at) {
                 *place = Some(clock);
             }
+        }
+        for (id, clock) in before.iter().enumerate() {
+            if let (Ok(id), Some(clock)) = (u16::try_from(id), clock) {
+                self.resume.insert(id, clock.beyond());
+            }
+        }
+    }
+
+    /// The engine has lost all it held.
+    pub(super) fn restart(&mut self, engine: u16) {
+        if let Some(clock) = self.get_mut(engine) {
+            *clock = Clock {
+                capacity_chunks: clock.capacity_chunks,
+                ..Clock::starting(clock.beyond())
+            };
         }
     }
 
@@ -148,14 +168,20 @@ impl Clocks {
 }
 
 impl Clock {
-    fn new() -> Self {
+    fn starting(current: u16) -> Self {
         Clock {
             capacity_chunks: EPOCHS,
             busy_chunks: 0,
-            current: 0,
+            current,
             epochs: VecDeque::from([0]),
             total_chunks: 0,
         }
+    }
+
+    /// An epoch at which no entry made so far is live.
+    fn beyond(&self) -> u16 {
+        let live = PIN_EPOCHS.saturating_add(MAX_EPOCHS as u16);
+        self.current.wrapping_add(live).wrapping_add(1)
     }
 
     fn take(&mut self, epoch: u16, chunks: u64) {

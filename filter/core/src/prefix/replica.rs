@@ -62,6 +62,11 @@ impl Replica {
         self.index.set_engines(engines);
     }
 
+    /// See [`Index::forget`].
+    pub fn forget(&mut self, engine: EndpointId) {
+        self.index.forget(engine);
+    }
+
     /// See [`Index::set_busy`].
     pub fn set_busy(&mut self, engine: EndpointId, tokens: u64) {
         self.index.set_busy(engine, tokens);

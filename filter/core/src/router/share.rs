@@ -8,6 +8,7 @@ use crate::scout::{HttpCall, Reply, Scout};
 use crate::scrape::Call;
 use crate::store::Store;
 use crate::workers;
+use std::net::SocketAddr;
 
 /// Workers mostly start together, each with its first request: in this time a worker that sees no
 /// other does not take itself for alone.
@@ -113,7 +114,25 @@ impl<S: Store> Router<S> {
         } else {
             self.set_capacities();
         }
+        self.forget_restarted();
         self.judged = self.judged.wrapping_add(1);
+    }
+
+    /// An engine whose counters went back was started anew, with an empty cache.
+    fn forget_restarted(&mut self) {
+        let engines = self.scout.fleet().engines.iter();
+        let queried: Vec<(SocketAddr, u64)> = engines
+            .filter_map(|(socket, engine)| Some((*socket, engine.queried_tokens?)))
+            .collect();
+        for (socket, now) in &queried {
+            let before = self.queried.get(socket).copied().unwrap_or_default();
+            let position = self.by_socket.get(socket).filter(|_| *now < before);
+            let id = position.and_then(|position| self.endpoints.get(*position)?.id);
+            if let (Some(id), Some(replica)) = (id, self.replica.as_mut()) {
+                replica.forget(id);
+            }
+        }
+        self.queried = queried.into_iter().collect();
     }
 
     /// Takes this worker's figures out of the sum; nothing of it is in flight any more. What it
