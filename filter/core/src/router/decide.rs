@@ -113,7 +113,7 @@ impl<S: Store> Router<S> {
         );
         let mut ranked = ranking.ranked;
         if let Some(members) = self.members(target) {
-            self.spare(target.pool, &mut ranked, &members.group, now_us);
+            self.spare(target.pool, &mut ranked, members, now_us);
         }
         let Some(position) = ranked.first().copied() else {
             return Err(self.refusal(target, now_us));

@@ -105,6 +105,8 @@ pub(super) struct Members {
     pub(super) group: Group,
     /// Number of usable ones among all.
     pub(super) usable: usize,
+    /// Whether any of them is in slow start.
+    slow: bool,
     /// The judgement that `group` is of.
     judged: Option<u64>,
 }
@@ -114,6 +116,7 @@ impl Members {
         Members {
             group: Group::new(Vec::new(), identities),
             usable: 0,
+            slow: false,
             judged: None,
             all,
         }
@@ -210,11 +213,15 @@ impl<S: Store> Router<S> {
                 .map(|members| members.all.clone())
         };
         if let Some(all) = members(self) {
-            let usable: Vec<usize> = all
-                .iter()
-                .copied()
-                .filter(|position| self.state(pool, *position, now_us).is_usable())
-                .collect();
+            let mut slow = false;
+            let mut usable = Vec::with_capacity(all.len());
+            for position in &all {
+                let state = self.state(pool, *position, now_us);
+                slow |= state == State::SlowStart;
+                if state.is_usable() {
+                    usable.push(*position);
+                }
+            }
             let health = &self.config.health;
             let panics = usable.len() * 100 < all.len() * usize::from(health.panic_percent);
             let resort = (usable.is_empty() && health.last_resort) || panics;
@@ -227,6 +234,7 @@ impl<S: Store> Router<S> {
             if let Some(slot) = slot {
                 slot.judged = Some(judged);
                 slot.usable = count;
+                slot.slow = slow;
                 if slot.group.members() != ranked.as_slice() {
                     slot.group = Group::new(ranked, &self.identities);
                 }
@@ -260,9 +268,10 @@ impl<S: Store> Router<S> {
     }
 
     /// Puts endpoints in slow start that have their share already behind the others.
-    pub(super) fn spare(&self, pool: usize, ranked: &mut [usize], members: &Group, now_us: u64) {
+    pub(super) fn spare(&self, pool: usize, ranked: &mut [usize], of: &Members, now_us: u64) {
+        let members = &of.group;
         let count = members.members().len();
-        if count < 2 {
+        if !of.slow || count < 2 {
             return;
         }
         let in_flight =
