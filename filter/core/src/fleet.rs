@@ -6,8 +6,8 @@
 //! so it outlives workers, configs and the lease itself: a new holder goes on from what it finds.
 //!
 //! Layout (little-endian): version byte; then the hosts of each cluster: count of clusters (u16), and
-//! for each its name, when Envoy told it in ms (u64), count of hosts (u16), hosts of 22 bytes; then
-//! model names: count (u16), texts; then engines: count (u16), rows of 75 bytes with their LoRA
+//! for each its name, when Envoy told it in ms (u64), count of hosts (u16), hosts of 25 bytes; then
+//! model names: count (u16), texts; then engines: count (u16), rows of 83 bytes with their LoRA
 //! adapters (9 bytes each) and the numbers of their models (2 bytes each). Texts are a length (u16)
 //! and UTF-8. Bounds: [`MAX_CLUSTERS`], [`MAX_ENDPOINTS`] hosts and engines, [`MAX_NAMES`] names,
 //! [`MAX_LORAS`] adapters and [`MAX_MODELS`] models an engine. What does not read is an empty fleet.

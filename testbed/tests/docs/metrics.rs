@@ -6,8 +6,9 @@ use std::collections::BTreeSet;
 use promql_parser::parser::{self, Expr};
 use promql_parser::util::{ExprVisitor, walk_expr};
 use serde_json::Value;
+use warmpath_core::router::State;
 use warmpath_core::telemetry::name::tag_regex;
-use warmpath_core::telemetry::{Kind, Label, MAX_ENDPOINTS, Metric, OTHER, State, table};
+use warmpath_core::telemetry::{Kind, Label, MAX_ENDPOINTS, Metric, OTHER, table};
 
 use crate::pages::{page, pages, root};
 
@@ -147,16 +148,80 @@ fn the_table_of_metrics_is_that_of_the_code() {
         documented.remove(at);
     }
     assert!(documented.is_empty(), "unknown to the code: {documented:?}");
-    for state in State::ALL {
-        let row = format!("| {} | `{}` |", state.code(), state.name());
-        assert!(operations.text.contains(&row), "no row {row}");
-    }
     assert!(
         operations
             .text
             .contains(&format!(" {MAX_ENDPOINTS} addresses"))
     );
     assert!(operations.text.contains(&format!("`endpoint=\"{OTHER}\"`")));
+}
+
+/// What the metric of the state shows, by its value.
+fn states() -> Vec<(String, String)> {
+    let known = State::ALL.map(|state| (state.code(), state.name()));
+    let states = [(0, "gone")].into_iter().chain(known);
+    states
+        .map(|(code, name)| (code.to_string(), name.to_owned()))
+        .collect()
+}
+
+#[test]
+fn the_codes_of_states_are_those_of_the_code() {
+    let table = page("docs/operations.md").table("States of an endpoint");
+    let cell = |row: &Vec<String>, column| table.cell(row, column).trim_matches('`').to_owned();
+    let rows = table.rows.iter();
+    let documented: Vec<_> = rows
+        .map(|row| (cell(row, "Code"), cell(row, "State")))
+        .collect();
+    assert_eq!(documented, states());
+    for (row, state) in table.rows.iter().skip(1).zip(State::ALL) {
+        let used = if state.is_usable() { "yes" } else { "no" };
+        assert_eq!(cell(row, "Used"), used, "{row:?}");
+    }
+
+    let dashboard = dashboard();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let shows_states = |panel: &&Value| {
+        let mut expressions = Vec::new();
+        texts(panel, "expr", &mut expressions);
+        expressions
+            .iter()
+            .any(|text| text.starts_with("warmpath_endpoint_state{"))
+    };
+    let panels: Vec<_> = panels.filter(shows_states).collect();
+    assert_eq!(panels.len(), 1);
+    for panel in panels {
+        let mappings = panel["fieldConfig"]["defaults"]["mappings"].as_array();
+        let options = mappings.unwrap()[0]["options"].as_object().unwrap();
+        let text = |shown: &Value| shown["text"].as_str().unwrap().to_owned();
+        let mut mapped: Vec<_> = options
+            .iter()
+            .map(|(code, shown)| (code.clone(), text(shown)))
+            .collect();
+        mapped.sort_by_key(|(code, _)| code.parse::<u64>().unwrap());
+        assert_eq!(mapped, states(), "the dashboard's mappings");
+    }
+}
+
+#[test]
+fn the_alert_on_states_names_those_that_nobody_asked_for() {
+    let alerts = yaml("envoy/dashboards/alerts.yaml");
+    let mut expressions = Vec::new();
+    texts(&alerts, "expr", &mut expressions);
+    let compare = |text: &&str| text.contains("warmpath_endpoint_state");
+    let on_states: Vec<_> = expressions.into_iter().filter(compare).collect();
+    let (first, last) = (State::CoolingDown.code(), State::Ejected.code());
+    let want = format!("warmpath_endpoint_state >= {first} and warmpath_endpoint_state <= {last}");
+    assert_eq!(on_states, [want]);
+    let meant = State::ALL
+        .into_iter()
+        .filter(|state| (first..=last).contains(&state.code()));
+    let on_purpose = [State::Draining, State::Sleeping];
+    assert!(
+        meant
+            .into_iter()
+            .all(|state| !state.is_usable() && !on_purpose.contains(&state))
+    );
 }
 
 #[test]

@@ -1,9 +1,15 @@
 //! The sizes that docs/architecture.md gives for shared state.
 
+use std::net::SocketAddr;
+
 use warmpath_core::board::{MOST_NEWS, Row};
+use warmpath_core::fitness::Fitness;
+use warmpath_core::fleet::{Engine, Fleet, HostHealth};
+use warmpath_core::lease::{self, Candidate};
 use warmpath_core::load::Load;
 use warmpath_core::prefix::table::{SET_BYTES, SLOT_BYTES};
 use warmpath_core::rate::Rate;
+use warmpath_core::store::{MemoryStore, Store};
 
 use crate::pages::page;
 
@@ -31,7 +37,7 @@ fn sum(text: &str) -> usize {
 
 fn check_board<R: Row>() {
     let row = row(&format!("{}/SLOT", R::KEY));
-    let (_, fields) = row.split_once("endpoint: ").expect("fields of an endpoint");
+    let (_, fields) = row.split_once("since the base: ").expect("fields");
     let (fields, _) = fields.split_once(" | ").expect("a size");
     assert_eq!(sum(fields), 2 + R::BYTES, "{fields}");
     let size = format!("13 + {} bytes", 2 + R::BYTES);
@@ -45,6 +51,81 @@ fn check_board<R: Row>() {
 fn columns_are_as_long_as_the_page_says() {
     check_board::<Load>();
     check_board::<Rate>();
+    check_board::<Fitness>();
+}
+
+#[test]
+fn lease_and_generation_are_as_long_as_the_page_says() {
+    let store = MemoryStore::new();
+    let generation = lease::generation(&store, 1);
+    let candidate = Candidate {
+        owner: 1,
+        generation,
+    };
+    assert!(lease::acquire(&store, candidate, 1000, 0).held);
+    for key in ["warmpath/lease", "warmpath/generation"] {
+        let length = store.get(key).bytes.len();
+        let row = row(key);
+        assert_eq!(1 + sum(&row), length, "{row}");
+        assert!(row.contains(&format!("| {length} bytes |")), "{row}");
+    }
+}
+
+/// Length of the fleet's value after a change.
+fn fleet_bytes(fleet: &mut Fleet, change: impl FnOnce(&mut Fleet)) -> usize {
+    let store = MemoryStore::new();
+    change(fleet);
+    fleet.save(&store);
+    store.get("warmpath/fleet").bytes.len()
+}
+
+#[test]
+fn parts_of_the_fleet_are_as_long_as_the_page_says() {
+    let mut fleet = Fleet::default();
+    let at = SocketAddr::from(([10, 0, 0, 1], 8000));
+    let hosts = |count: usize| [(at, HostHealth::Healthy, 1)].into_iter().take(count);
+    let tell = |count| {
+        move |fleet: &mut Fleet| {
+            fleet.tell_cluster("abc", hosts(count), 1);
+        }
+    };
+    let empty = fleet_bytes(&mut fleet, |_| {});
+    let cluster = fleet_bytes(&mut fleet, tell(0));
+    let host = fleet_bytes(&mut fleet, tell(1));
+    let name = fleet_bytes(&mut fleet, |fleet| fleet.remember_models(&["m".to_owned()]));
+    let engine = fleet_bytes(&mut fleet, |fleet| {
+        fleet.engines.insert(at, Engine::default());
+    });
+    let row = row("warmpath/fleet");
+    for wanted in [
+        format!("{empty} bytes"),
+        format!(
+            "{} for each cluster and its name",
+            cluster - empty - "abc".len()
+        ),
+        format!("{} for each host", host - cluster),
+        format!(
+            "{} for each model name and its text",
+            name - host - "m".len()
+        ),
+        format!("{} for each engine", engine - name),
+    ] {
+        assert!(row.contains(&wanted), "no {wanted:?} in {row}");
+    }
+    let lora = fleet_bytes(&mut fleet, |fleet| {
+        let loras = &mut fleet.engines.get_mut(&at).expect("an engine").loras;
+        loras.push((1, true));
+    });
+    let model = fleet_bytes(&mut fleet, |fleet| {
+        let engine = fleet.engines.get_mut(&at).expect("an engine");
+        engine.models = Some(vec!["m".to_owned()]);
+    });
+    for wanted in [
+        format!("{} for each of its adapters", lora - engine),
+        format!("{} for each of its models", model - lora),
+    ] {
+        assert!(row.contains(&wanted), "no {wanted:?} in {row}");
+    }
 }
 
 #[test]
