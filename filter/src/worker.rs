@@ -560,6 +560,7 @@ fn scrape(engine: &Engine) -> Scrape {
         waiting: engine.waiting.map(u64::from),
         finished: engine.finished,
         kv_usage: engine.kv_usage.map(f64::from),
+        kv_capacity_tokens: engine.kv_capacity_tokens,
         prefix_hits: hits
             .filter(|(queried, _)| *queried > 0)
             .map(|(queried, hit)| hit as f64 / queried as f64),

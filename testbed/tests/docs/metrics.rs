@@ -316,6 +316,7 @@ fn the_dashboard_asks_for_metrics_that_there_are() {
     let left_out = [
         "warmpath_endpoint_context_tokens",
         "warmpath_engine_finished_requests",
+        "warmpath_engine_kv_capacity_tokens",
     ];
     assert_eq!(missing, left_out, "metrics that no panel shows");
     let panels = dashboard["panels"].as_array().unwrap();

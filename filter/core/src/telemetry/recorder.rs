@@ -82,6 +82,8 @@ pub struct Scrape {
     pub finished: Option<u64>,
     /// How full its KV cache is, 0 to 1.
     pub kv_usage: Option<f64>,
+    /// How much its KV cache holds.
+    pub kv_capacity_tokens: Option<u64>,
     /// Share of prompt tokens that it had cached, 0 to 1.
     pub prefix_hits: Option<f64>,
     /// Time since it started.
@@ -264,6 +266,7 @@ impl<K: Sink> Recorder<K> {
                 (series.engine_waiting, scrape.waiting),
                 (series.engine_finished, scrape.finished),
                 (series.engine_kv_usage, scrape.kv_usage.map(permille)),
+                (series.engine_kv_capacity, scrape.kv_capacity_tokens),
                 (series.engine_prefix_hits, scrape.prefix_hits.map(permille)),
                 (series.engine_uptime, scrape.uptime_s),
             ];

@@ -51,6 +51,7 @@ pub struct EndpointSeries {
     pub engine_waiting: Handle,
     pub engine_finished: Handle,
     pub engine_kv_usage: Handle,
+    pub engine_kv_capacity: Handle,
     pub engine_prefix_hits: Handle,
     pub engine_uptime: Handle,
     pub scrape_age: Handle,
@@ -138,6 +139,7 @@ impl EndpointSeries {
             engine_waiting: series(&table::ENGINE_WAITING),
             engine_finished: series(&table::ENGINE_FINISHED),
             engine_kv_usage: series(&table::ENGINE_KV_USAGE),
+            engine_kv_capacity: series(&table::ENGINE_KV_CAPACITY),
             engine_prefix_hits: series(&table::ENGINE_PREFIX_HITS),
             engine_uptime: series(&table::ENGINE_UPTIME),
             scrape_age: series(&table::SCRAPE_AGE),
@@ -146,7 +148,7 @@ impl EndpointSeries {
     }
 
     /// Its gauges.
-    pub fn gauges(&self) -> [Handle; 12] {
+    pub fn gauges(&self) -> [Handle; 13] {
         [
             self.in_flight,
             self.waiting,
@@ -157,6 +159,7 @@ impl EndpointSeries {
             self.engine_waiting,
             self.engine_finished,
             self.engine_kv_usage,
+            self.engine_kv_capacity,
             self.engine_prefix_hits,
             self.engine_uptime,
             self.scrape_age,

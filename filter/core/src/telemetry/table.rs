@@ -98,6 +98,8 @@ table! {
         "requests that the engine says it has completed since it started";
     ENGINE_KV_USAGE: Gauge "warmpath_engine_kv_usage_permille", Permille [Pool, Endpoint]
         "how full the engine says its KV cache is";
+    ENGINE_KV_CAPACITY: Gauge "warmpath_engine_kv_capacity_tokens", Tokens [Pool, Endpoint]
+        "how much the engine says its KV cache holds";
     ENGINE_PREFIX_HITS: Gauge "warmpath_engine_prefix_hits_permille", Permille [Pool, Endpoint]
         "share of prompt tokens that the engine says it had cached, since it started";
     ENGINE_UPTIME: Gauge "warmpath_engine_uptime_seconds", Seconds [Pool, Endpoint]

@@ -144,6 +144,7 @@ fn gauges_of_the_gone_are_zero() {
     let scrape = Scrape {
         running: Some(2),
         kv_usage: Some(0.4251),
+        kv_capacity_tokens: Some(8320),
         prefix_hits: Some(f64::NAN),
         ..Scrape::default()
     };
@@ -159,6 +160,7 @@ fn gauges_of_the_gone_are_zero() {
         (&table::ENGINE_RUNNING, Some(2)),
         (&table::ENGINE_WAITING, None),
         (&table::ENGINE_KV_USAGE, Some(425)),
+        (&table::ENGINE_KV_CAPACITY, Some(8320)),
         (&table::ENGINE_PREFIX_HITS, Some(0)),
         (&table::SCRAPE_AGE, Some(1400)),
         (&table::SCRAPE_ERRORS, Some(1)),
