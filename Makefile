@@ -94,6 +94,11 @@ e2e: $(ENVOY) module testbed ## Drive a real Envoy; CONCURRENCY=1,2 worker threa
 	$(STEP) 'end to end, in $(ENVOY)'
 	@$(TESTBED) e2e --envoy $(ENVOY) --module $(MODULE) --concurrency $(CONCURRENCY) $(ARGS)
 
+# Not part of `test`: it needs engines, and shows what no model of an engine can.
+.PHONY: e2e-vllm
+e2e-vllm: $(if $(ENGINES),,engines-missing) $(ENVOY) module testbed ## Route to running vLLM servers, ENGINES=ip:port,ip:port, and compare with what they say
+	@$(TESTBED) vllm --engines $(ENGINES) --envoy $(ENVOY) --module $(MODULE) $(ARGS)
+
 # Any Chromium or Chrome on the PATH will do. Without one the tests are skipped, and it is said aloud;
 # with CI in the environment that is a failure.
 .PHONY: browser-test
@@ -132,6 +137,10 @@ help: ## List the verbs
 .PHONY: config-missing
 config-missing:
 	@echo 'say which file: make validate CONFIG=envoy/static.yaml' >&2; exit 2
+
+.PHONY: engines-missing
+engines-missing:
+	@echo 'say which engines: make e2e-vllm ENGINES=127.0.0.1:8001,127.0.0.1:8002' >&2; exit 2
 
 # Cargo knows best what is out of date, so these always ask it.
 .PHONY: module

@@ -8,7 +8,7 @@
 mod answers;
 mod arrival;
 mod bodies;
-mod client;
+pub(crate) mod client;
 mod conversation;
 mod counters;
 mod failures;

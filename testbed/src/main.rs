@@ -14,6 +14,7 @@ mod replay;
 mod sim;
 mod trace;
 mod up;
+mod vllm;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -44,6 +45,8 @@ enum Command {
     Simulate(sim::Args),
     /// Run a slice of a request trace through a real Envoy, beside the simulator.
     Replay(replay::Args),
+    /// Show on real vLLM engines what warmpath learns of them and how it routes.
+    Vllm(vllm::Args),
     /// Make a small request trace.
     Trace(trace::Args),
 }
@@ -60,6 +63,7 @@ fn main() -> anyhow::Result<()> {
         Command::Microbench(args) => microbench::run(args),
         Command::Simulate(args) => sim::run(args),
         Command::Replay(args) => replay::run(args),
+        Command::Vllm(args) => vllm::run(args),
         Command::Trace(args) => trace::run(args),
     }
 }

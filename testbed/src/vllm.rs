@@ -1,0 +1,163 @@
+//! The `vllm` verb: what the filter learns of real engines, and what they make of its routing.
+//!
+//! The engines are vLLM servers that already run, alone: their pages are read before and after, so
+//! other traffic would be taken for ours. Nothing of them is configured but their addresses. Each
+//! step prints what it saw, and fails if that is not what the engines themselves say.
+
+mod page;
+mod steps;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::bench::contestant::existing;
+use crate::e2e::client::Client;
+use crate::envoy::bootstrap::{Addresses, Bootstrap};
+use crate::envoy::{self, Envoy, Launch, port};
+
+/// The pool, and its cluster in the shipped configuration.
+const POOL: &str = "llama";
+/// What the engines have to show takes a few of their steps.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often that is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Arguments of the `vllm` verb.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Running engines, at least two, as `ip:port,ip:port`.
+    #[arg(long, value_delimiter = ',', required = true)]
+    engines: Vec<SocketAddr>,
+    /// The Envoy binary.
+    #[arg(long)]
+    envoy: PathBuf,
+    /// The wasm module.
+    #[arg(long)]
+    module: PathBuf,
+    /// The Envoy configuration to start from.
+    #[arg(long, default_value = "envoy/static.yaml")]
+    config: PathBuf,
+    /// Worker threads of Envoy.
+    #[arg(long, default_value_t = 2)]
+    concurrency: u32,
+    /// Turns of the conversation.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..))]
+    turns: u32,
+}
+
+/// Envoy in front of the engines.
+struct Stack {
+    engines: Vec<SocketAddr>,
+    envoy: Envoy,
+    client: Client,
+    http: reqwest::Client,
+    model: String,
+}
+
+/// Runs the `vllm` verb.
+///
+/// # Errors
+/// Something does not start, or a step saw what it should not.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    envoy::stop_all_on_signal()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let stack = Stack::start(&args).await?;
+        let steps = steps::run(&stack, args.turns).await;
+        steps.with_context(|| format!("Envoy's log ends with:\n{}", stack.envoy.log_tail()))
+    })
+}
+
+impl Stack {
+    async fn start(args: &Args) -> anyhow::Result<Self> {
+        let engines = args.engines.clone();
+        ensure!(engines.len() > 1, "--engines: got one, want at least two");
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let first = engines.first().context("no engine")?;
+        let models: Value = http
+            .get(format!("http://{first}/v1/models"))
+            .send()
+            .await
+            .with_context(|| format!("asking {first} for its models"))?
+            .json()
+            .await?;
+        let model = models.pointer("/data/0/id").and_then(Value::as_str);
+        let bootstrap = bootstrap(args)?;
+        let listener = bootstrap.addresses()?.listener;
+        let envoy = Envoy::start(Launch {
+            binary: existing(&args.envoy)?,
+            bootstrap,
+            concurrency: args.concurrency,
+            component_log_level: "wasm:info".to_owned(),
+        });
+        Ok(Self {
+            envoy: envoy.await?,
+            client: Client::new(listener)?,
+            http,
+            model: model
+                .with_context(|| format!("{first} names no model: {models}"))?
+                .to_owned(),
+            engines,
+        })
+    }
+
+    /// The filter's metrics.
+    async fn metrics(&self) -> anyhow::Result<String> {
+        self.envoy.admin_get("/stats/prometheus").await
+    }
+
+    /// An engine's own metrics.
+    async fn engine_metrics(&self, engine: SocketAddr) -> anyhow::Result<String> {
+        let answer = self.http.get(format!("http://{engine}/metrics")).send();
+        Ok(answer.await?.error_for_status()?.text().await?)
+    }
+}
+
+/// The shipped configuration, with a pool that is told nothing of its engines.
+fn bootstrap(args: &Args) -> anyhow::Result<Bootstrap> {
+    let mut bootstrap = Bootstrap::load(&existing(&args.config)?)?;
+    bootstrap.set_addresses(Addresses {
+        listener: port::reserve()?,
+        admin: port::reserve()?,
+    })?;
+    bootstrap.set_endpoints(POOL, &args.engines)?;
+    bootstrap.set_module(&existing(&args.module)?);
+    let plugin = json!({
+        "pools": [{
+            "name": POOL,
+            "endpoints": "envoy",
+            "discover_models": true,
+            "policy": "prefix",
+        }],
+        "limits": {"prefix_table_bytes": 1 << 20},
+        "debug_headers": true,
+    });
+    bootstrap.set_plugin_text(&plugin.to_string());
+    Ok(bootstrap)
+}
+
+/// Looks until there is something to see.
+///
+/// # Errors
+/// A look fails, or nothing is seen in time.
+async fn eventually<T>(
+    what: &str,
+    look: impl AsyncFn() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look().await? {
+            return Ok(found);
+        }
+        if Instant::now() > deadline {
+            bail!("still not so after {PATIENCE:?}: {what}");
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
