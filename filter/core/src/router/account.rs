@@ -99,7 +99,7 @@ impl Charge {
         self.prompt_tokens
     }
 
-    /// Those of them that the endpoint put first was believed to hold.
+    /// Those of them that the endpoint was believed to hold.
     pub fn cached_tokens(&self) -> u64 {
         self.cached_tokens
     }
@@ -283,6 +283,9 @@ impl<S: Store> Router<S> {
         let id = self.endpoints.get(served).and_then(|endpoint| endpoint.id);
         if let (Some(held), Some(id), Some(replica)) = (charge.held.as_mut(), id, &self.replica) {
             held.known = replica.index().known(&held.marks, id);
+            let chunks = held.marks.iter().take(held.known);
+            let chunks: u64 = chunks.map(|mark| u64::from(mark.chunks)).sum();
+            charge.cached_tokens = (chunks * CHUNK_TOKENS).min(charge.prompt_tokens);
         }
         self.hold(charge);
         self.begin(charge, now_us);
