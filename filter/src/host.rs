@@ -6,6 +6,7 @@
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
+use std::ops::Range;
 use std::time::{Duration, UNIX_EPOCH};
 use warmpath_core::Answer;
 use warmpath_core::scout::{HttpCall, Reply};
@@ -47,8 +48,21 @@ pub fn set_request_header(name: &str, value: Option<&[u8]>) {
 /// The response's status; only in the response header callback.
 pub fn response_status() -> Option<u16> {
     let status = hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, ":status");
-    let status = status.ok().flatten()?;
-    std::str::from_utf8(&status).ok()?.parse().ok()
+    number(&status.ok().flatten()?)
+}
+
+/// The status among a response's headers.
+pub fn status_in(headers: &[(String, Vec<u8>)]) -> Option<u16> {
+    number(warmpath_core::session::header(headers, ":status")?)
+}
+
+fn number(value: &[u8]) -> Option<u16> {
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// The response's headers; only in the response header callback.
+pub fn response_headers() -> Vec<(String, Vec<u8>)> {
+    hostcalls::get_map_bytes(MapType::HttpResponseHeaders).unwrap_or_default()
 }
 
 /// What the response asks to wait, in seconds; only in the response header callback.
@@ -64,9 +78,16 @@ pub fn response_is_upstreams() -> bool {
     details.ok().flatten().as_deref() == Some(b"via_upstream")
 }
 
-/// Adds a response header; only in the response header callback.
-pub fn set_response_header(name: &str, value: &[u8]) {
-    hostcalls::set_map_value_bytes(MapType::HttpResponseHeaders, name, Some(value)).ok();
+/// Sets or removes a response header; only in the response header callback.
+pub fn set_response_header(name: &str, value: Option<&[u8]>) {
+    hostcalls::set_map_value_bytes(MapType::HttpResponseHeaders, name, value).ok();
+}
+
+/// A slice of the response body that passes; only in body callbacks.
+pub fn response_body(part: Range<usize>) -> Option<Vec<u8>> {
+    hostcalls::get_buffer(BufferType::HttpResponseBody, part.start, part.len())
+        .ok()
+        .flatten()
 }
 
 /// A slice of the request body; only in body callbacks.
@@ -145,8 +166,7 @@ pub fn call_status(headers: usize) -> Option<u16> {
         return None;
     }
     let status = hostcalls::get_map_value_bytes(MapType::HttpCallResponseHeaders, ":status");
-    let status = status.ok().flatten()?;
-    std::str::from_utf8(&status).ok()?.parse().ok()
+    number(&status.ok().flatten()?)
 }
 
 /// The body of an asynchronous call's answer; only in its callback.

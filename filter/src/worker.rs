@@ -6,11 +6,13 @@ use crate::rewrite::rewrite_model;
 use log::{Level, debug, info, log_enabled, warn};
 use proxy_wasm::types::Action;
 use std::collections::HashMap;
+use warmpath_core::feedback::Finding;
 use warmpath_core::fleet::Engine;
 use warmpath_core::router::{Outcome, Response};
 use warmpath_core::scout::{HttpCall, Reply};
 use warmpath_core::scrape::Call;
 use warmpath_core::telemetry::{Endpoint, Scrape, Span};
+use warmpath_core::wire::orca;
 use warmpath_core::{Config, Decision, Exchange, Fallback, Head, Router, Step};
 
 /// Bytes read from a body at a time: a slice costs its size.
@@ -184,7 +186,13 @@ impl Worker {
         if request.phase != Phase::Sent || !(charged || request.explained.is_some()) {
             return Action::Continue;
         }
-        let status = host::response_status().unwrap_or_default();
+        let wanted = request.exchange.feedback().wants_headers();
+        let headers = wanted.then(host::response_headers).unwrap_or_default();
+        let status = match wanted {
+            true => host::status_in(&headers),
+            false => host::response_status(),
+        };
+        let status = status.unwrap_or_default();
         request.accepted = (200..300).contains(&status);
         if let Some(address) = host::upstream_address() {
             let first = request.exchange.charge().map(|charge| charge.position());
@@ -207,12 +215,22 @@ impl Worker {
             };
             let router = &mut self.router;
             request.exchange.responded(router, response, now_us);
+            if wanted {
+                let exchange = &mut request.exchange;
+                let told = exchange.on_answer_headers(router, status, &headers, now_us);
+                if told.is_ours {
+                    host::set_response_header(orca::RESPONSE_HEADER, None);
+                }
+                if let (Some(_), Some(span)) = (told.load, &request.span) {
+                    self.metrics.load_told(span.pool());
+                }
+            }
             if request.explained.is_some() {
-                host::set_response_header("x-warmpath-endpoint", &address);
+                host::set_response_header("x-warmpath-endpoint", Some(&address));
             }
         }
         if let Some(explained) = &request.explained {
-            host::set_response_header("x-warmpath-decision", explained.as_bytes());
+            host::set_response_header("x-warmpath-decision", Some(explained.as_bytes()));
         }
         Action::Continue
     }
@@ -243,6 +261,12 @@ impl Worker {
                 request.exchange.first_token(&mut self.router, now_us);
             }
             request.parts = request.parts.saturating_add(1);
+            let reading = request.exchange.feedback().reading();
+            if let Some(part) = reading.wants(size)
+                && let Some(bytes) = host::response_body(part)
+            {
+                reading.push(&bytes);
+            }
         }
         Action::Continue
     }
@@ -250,9 +274,16 @@ impl Worker {
     /// The stream is over, however it ended.
     pub fn ended(&mut self, context: u32) -> Action {
         if let Some(mut request) = self.requests.remove(&context) {
+            let finding = request.exchange.reported(request.complete);
+            let told = match finding {
+                Finding::Report(report) => report.output_tokens,
+                Finding::Unread(_) | Finding::Nothing => None,
+            };
             let outcome = match request.accepted && request.parts > 0 {
                 true => Outcome::Served {
-                    output_tokens: request.parts,
+                    output_tokens: told.map_or(request.parts, |tokens| {
+                        u32::try_from(tokens).unwrap_or(u32::MAX)
+                    }),
                 },
                 false => Outcome::Failed,
             };
@@ -262,8 +293,10 @@ impl Worker {
                     self.router.address(charge.position()),
                     outcome != Outcome::Failed,
                 );
+                let pool = span.pool();
                 self.metrics
                     .finished(span, address, served, request.parts, now_us);
+                self.metrics.told(Endpoint { pool, address }, finding);
                 if !request.complete {
                     match host::client_left() {
                         true => self.metrics.client_left(span.pool()),
@@ -511,6 +544,9 @@ impl Worker {
         let config = self.router.config();
         host::set_request_header(&config.headers.destination, Some(destination.as_bytes()));
         self.set_cluster(Some(decision.pool));
+        if request.exchange.feedback().asks_load() {
+            host::set_request_header(orca::REQUEST_HEADER, Some(b"TEXT"));
+        }
         if let Some(rewrite) = &decision.rewrite {
             rewrite_model(rewrite, held_bytes, request.content_length);
         }

@@ -12,6 +12,7 @@ pub use fleet::{Polling, ScrapeOptions};
 pub use pool::{EndpointConfig, PolicyConfig, PoolConfig};
 pub use reader::ConfigError;
 
+use crate::feedback::FeedbackOptions;
 use crate::fitness::HealthOptions;
 use crate::prefix::table::{SET_BYTES, SLOT_BYTES};
 use crate::session::KeySource;
@@ -61,6 +62,8 @@ pub struct Config {
     pub scrape: Option<ScrapeOptions>,
     /// How failures are taken.
     pub health: HealthOptions,
+    /// What is read of the engines' answers.
+    pub feedback: FeedbackOptions,
     /// Whether responses tell who answered and why.
     pub debug_headers: bool,
 }
@@ -164,6 +167,13 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
     let health = fields
         .optional(reader, "health", fleet::health)
         .unwrap_or_default();
+    let feedback = fields
+        .optional(reader, "feedback", fleet::feedback)
+        .unwrap_or_default();
+    if feedback.orca && scrape.is_none() {
+        let want = "false, because `scrape` is off";
+        reader.error("config.feedback.orca", &true.into(), want);
+    }
     let debug_headers = fields.flag(reader, "debug_headers", false);
     fields.finish(reader);
     let pools = pools?;
@@ -189,6 +199,7 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
         discovery,
         scrape,
         health,
+        feedback,
         debug_headers,
     })
 }

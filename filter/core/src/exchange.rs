@@ -5,6 +5,7 @@
 
 use crate::answer::Answer;
 use crate::decision::{Decision, Fallback, Rewrite};
+use crate::feedback::{Feedback, Finding, LoadReport};
 use crate::hash;
 use crate::router::{Ask, Charge, Outcome, PromptFacts, Response, Router, Target, completed};
 use crate::scan::{Api, Field, RequestScan};
@@ -47,6 +48,7 @@ pub struct Exchange {
     /// Boxed: a request is moved more often than it is scanned.
     scan: Option<Box<RequestScan>>,
     charge: Option<Charge>,
+    feedback: Feedback,
 }
 
 impl Exchange {
@@ -70,6 +72,7 @@ impl Exchange {
             return self.pass(router, Fallback::NotInference);
         };
         self.api = Some(api);
+        self.feedback.on_request(head.headers);
         self.key = session::from_headers(&router.config().session_key, head.headers);
         if encoded(head.headers) {
             return self.give_up(router, Fallback::EncodedBody, now_us);
@@ -156,6 +159,34 @@ impl Exchange {
             router.served_by(charge, response.address, now_us);
             router.responded(charge, response, now_us);
         }
+    }
+
+    /// What is read of the answer.
+    pub fn feedback(&mut self) -> &mut Feedback {
+        &mut self.feedback
+    }
+
+    /// Looks at the answer's headers, names in lower case, after [`Exchange::responded`].
+    pub fn on_answer_headers<S: Store>(
+        &mut self,
+        router: &mut Router<S>,
+        status: u16,
+        headers: &[(String, Vec<u8>)],
+        now_us: u64,
+    ) -> LoadReport {
+        let report = self.feedback.on_headers(status, headers);
+        if let (Some(load), Some(charge)) = (&report.load, &self.charge) {
+            router.load_told(charge, load, now_us);
+        }
+        report
+    }
+
+    /// What the engine reported in its answer, which is over; `complete` says that it came to its end.
+    pub fn reported(&mut self, complete: bool) -> Finding {
+        let predicted = self.charge.as_ref().map_or((0, 0), |charge| {
+            (charge.cached_tokens(), charge.prompt_tokens())
+        });
+        self.feedback.reading().finish(complete, predicted)
     }
 
     /// The endpoint broke off its answer.
@@ -266,6 +297,9 @@ impl Exchange {
             Ok((decision, charge)) => {
                 self.charge = Some(charge);
                 let rewrite = self.rewrite(target);
+                let options = router.config().feedback;
+                self.feedback
+                    .expect(options, self.api, self.scan.as_deref());
                 // Nothing more is read; a long stream need not keep what was.
                 self.scan = None;
                 Step::Route(completed(decision, rewrite, fallback))

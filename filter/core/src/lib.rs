@@ -14,6 +14,7 @@ mod codec;
 pub mod config;
 pub mod decision;
 pub mod exchange;
+pub mod feedback;
 pub mod fitness;
 pub mod fleet;
 pub mod hash;

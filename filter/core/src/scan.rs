@@ -108,6 +108,12 @@ impl RequestScan {
         self.collected.fields.is_true(plan::STREAM)
     }
 
+    /// Whether `stream_options.include_usage` is `true`: the stream is to end with its token counts.
+    #[must_use]
+    pub fn include_usage(&self) -> bool {
+        self.collected.fields.is_true(plan::INCLUDE_USAGE)
+    }
+
     /// The value of the plan's pointer number `index`: a decoded, non-empty string or the literal
     /// text of a number, cut at [`MAX_VALUE_BYTES`].
     #[must_use]

@@ -5,6 +5,8 @@
 //! on a request's way, and nothing that a call answers, or fails to, can stop the router: what is not
 //! known stays as it was and grows old.
 
+mod heard;
+
 use crate::config::Config;
 use crate::fleet::{Engine, Fleet, HostHealth};
 use crate::hash;
@@ -15,6 +17,7 @@ use crate::store::Store;
 use crate::wire::clusters::{self, EdsHealth};
 use crate::wire::models;
 use ahash::AHashMap;
+use heard::Heard;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
@@ -84,6 +87,8 @@ pub struct Scout {
     timetable: Timetable,
     paths: AHashMap<SocketAddr, (String, usize)>,
     tally: Tally,
+    /// What answers told since the engine was scraped; for engines of the fleet only.
+    heard: AHashMap<SocketAddr, Heard>,
     /// Whether the router of this VM has yet to take it over.
     dirty: bool,
     /// Whether the others have.
@@ -104,6 +109,7 @@ impl Scout {
             timetable: Timetable::default(),
             paths: AHashMap::new(),
             tally: Tally::default(),
+            heard: AHashMap::new(),
             dirty: false,
             unsaved: false,
         }
@@ -186,13 +192,14 @@ impl Scout {
         if self.holds {
             return std::mem::take(&mut self.dirty);
         }
+        let dirty = std::mem::take(&mut self.dirty);
         let Some((fleet, version)) = Fleet::load_newer(store, self.version) else {
-            return false;
+            return dirty;
         };
         self.version = version;
-        let changed = fleet != self.fleet;
-        self.fleet = fleet;
-        changed
+        let before = std::mem::replace(&mut self.fleet, fleet);
+        self.recall();
+        dirty || before != self.fleet
     }
 
     /// Takes or renews the lease, and says which calls to make if this VM has it.

@@ -13,6 +13,7 @@ use warmpath_core::scan::{CHUNK_BYTES, Link};
 use warmpath_core::scout::Reply;
 use warmpath_core::scrape::Call;
 use warmpath_core::store::MemoryStore;
+use warmpath_core::wire::orca::OrcaLoad;
 use warmpath_core::{Config, Decision, Fallback};
 
 const SECOND: u64 = 1_000_000;
@@ -570,4 +571,67 @@ fn who_comes_back_is_brought_up_to_its_share() {
     assert_eq!(world.workers[0].state(0, 3, world.now_us), State::Healthy);
     open.extend((0..20).map(|_| world.ask(0, "m").expect("endpoints").1));
     assert!(at(&open) >= 18, "{}", at(&open));
+}
+
+#[test]
+fn load_told_with_an_answer_counts_until_the_next_scrape() {
+    let store = MemoryStore::new();
+    let mut world = World::new(&fixed(1), 2, &store);
+    let page = |running, waiting| {
+        format!(
+            "vllm:num_requests_running {running}\nvllm:num_requests_waiting {waiting}\nvllm:kv_cache_usage_perc 0.5\n"
+        )
+    };
+    let waiting = OrcaLoad {
+        waiting: Some(9),
+        kv_usage: Some(0.75),
+        ..OrcaLoad::default()
+    };
+    let socket = address(1).parse().expect("an address");
+    let seen = |world: &World, at: usize| {
+        let told = world.workers[at].engine(&socket).expect("in the pool");
+        let engine = told.engine.expect("in the fleet");
+        let figures = (engine.running, engine.waiting, engine.foreign);
+        (figures, engine.kv_usage, engine.told_ms)
+    };
+    let tell = |world: &mut World, at: usize, load: &OrcaLoad| {
+        let (_, charge) = world.ask(at, "m").expect("an endpoint");
+        let now_us = world.now_us;
+        world.workers[at].load_told(&charge, load, now_us);
+        world.workers[at].end(charge, Outcome::Served { output_tokens: 1 }, now_us);
+    };
+    tell(&mut world, 0, &waiting);
+    let told = world.workers[0].engine(&socket).expect("in the pool");
+    assert!(told.engine.is_none(), "never scraped");
+    world.pages.insert(address(1), page(4, 1));
+    world.run(1.25);
+    for at in 0..2 {
+        let scraped = seen(&world, at);
+        assert_eq!((scraped.0, scraped.1), ((Some(4), Some(1), 5), Some(0.5)));
+        world.now_us += 2_000;
+        tell(&mut world, at, &waiting);
+        // The queue alone says that at least so many came another way.
+        let fresh = ((Some(4), Some(9), 9), Some(0.75), scraped.2);
+        assert_eq!(seen(&world, at), fresh, "and the age is the scrape's");
+        // A tick that brings nothing newer leaves it.
+        let now_us = world.now_us;
+        world.workers[at].tick(now_us);
+        assert_eq!(seen(&world, at), fresh);
+        let both = OrcaLoad {
+            running: Some(1),
+            waiting: Some(1),
+            kv_usage: None,
+        };
+        tell(&mut world, at, &both);
+        assert_eq!(
+            seen(&world, at).0,
+            (Some(1), Some(1), 2),
+            "no estimate any more"
+        );
+    }
+    world.pages.insert(address(1), page(2, 0));
+    world.run(1.25);
+    for at in 0..2 {
+        assert_eq!(seen(&world, at).0, (Some(2), Some(0), 2));
+    }
 }

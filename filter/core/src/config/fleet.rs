@@ -2,6 +2,7 @@
 
 use super::header_name;
 use super::reader::{Reader, text};
+use crate::feedback::FeedbackOptions;
 use crate::fitness::HealthOptions;
 use serde_json::Value;
 use std::ops::RangeInclusive;
@@ -114,6 +115,15 @@ fn polling(
         timeout_ms: fields.count(reader, "timeout_ms", 10..=600_000, TIMEOUT_MS),
         max_bytes: fields.count(reader, "max_bytes", BYTES, max_bytes) as usize,
     }
+}
+
+pub(super) fn feedback(reader: &mut Reader, path: &str, value: &Value) -> Option<FeedbackOptions> {
+    let defaults = FeedbackOptions::default();
+    let mut fields = reader.object(path, value)?;
+    let usage = fields.flag(reader, "usage", defaults.usage);
+    let orca = fields.flag(reader, "orca", defaults.orca);
+    fields.finish(reader);
+    Some(FeedbackOptions { usage, orca })
 }
 
 pub(super) fn health(reader: &mut Reader, path: &str, value: &Value) -> Option<HealthOptions> {

@@ -18,6 +18,7 @@ fn the_smallest_config_gets_every_default() {
     assert_eq!(config.session_key, KeySource::defaults());
     assert_eq!(config.headers, HeaderNames::default());
     assert_eq!(config.limits, Limits::default());
+    assert!(config.feedback.usage && !config.feedback.orca);
     assert!(!config.debug_headers);
 }
 
@@ -170,5 +171,22 @@ fn models_of_endpoints_belong_to_the_pool_and_all_or_none_list_theirs() {
     assert_eq!(
         errors(&pool(r#", "models": ["m"]"#, "")),
         ["config.pools[0].models: got nothing, want a list, because only some endpoints have one"]
+    );
+}
+
+#[test]
+fn load_is_asked_for_only_where_engines_are_scraped() {
+    let with = |more: &str| SMALLEST.replacen('{', &format!("{{{more}, "), 1);
+    let config = Config::parse(with(r#""feedback": {"orca": true}"#).as_bytes()).unwrap();
+    assert!(config.feedback.usage && config.feedback.orca);
+    let config = Config::parse(with(r#""feedback": {"usage": false}"#).as_bytes()).unwrap();
+    assert!(!config.feedback.usage && !config.feedback.orca);
+    assert_eq!(
+        errors(&with(r#""scrape": "off", "feedback": {"orca": true}"#)),
+        ["config.feedback.orca: got true, want false, because `scrape` is off"]
+    );
+    assert_eq!(
+        errors(&with(r#""feedback": {"use": 1}"#)),
+        ["config.feedback.use: got an unknown field, want one of usage, orca"]
     );
 }

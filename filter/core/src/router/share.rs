@@ -1,12 +1,13 @@
 //! Keeping up with the other workers: heartbeats, columns, logs.
 
-use super::Router;
+use super::{Charge, Router};
 use crate::board::READ_SPACING_US;
 use crate::ids::{self, EndpointId};
 use crate::load::Load;
 use crate::scout::{HttpCall, Reply, Scout};
 use crate::scrape::Call;
 use crate::store::Store;
+use crate::wire::orca::OrcaLoad;
 use crate::workers;
 use std::net::SocketAddr;
 
@@ -85,6 +86,18 @@ impl<S: Store> Router<S> {
         };
         self.scout
             .ended(&self.config, call, reply, in_flight, now_us / 1000)
+    }
+
+    /// The engine that serves a charge told its load with a whole answer: of what is in flight there,
+    /// this request is over.
+    pub fn load_told(&mut self, charge: &Charge, load: &OrcaLoad, now_us: u64) {
+        let position = charge.position();
+        let Some(endpoint) = self.endpoints.get(position) else {
+            return;
+        };
+        let in_flight = self.in_flight(position).saturating_sub(1);
+        self.scout
+            .hear(endpoint.socket, load, in_flight, now_us / 1000);
     }
 
     /// What is known of the engines, and who keeps it known.

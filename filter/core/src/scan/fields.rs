@@ -375,6 +375,26 @@ mod tests {
     }
 
     #[test]
+    fn usage_of_a_stream_is_asked_for_with_true_alone() {
+        let asks =
+            |options: &str| scan(&format!("{{\"stream_options\":{options}}}")).include_usage();
+        assert!(asks(r#"{"include_usage":true}"#));
+        for options in [
+            "true",
+            "null",
+            "{}",
+            r#"{"include_usage":1}"#,
+            r#"{"include_usage":false}"#,
+            r#"{"x":{"include_usage":true}}"#,
+        ] {
+            assert!(!asks(options), "{options}");
+        }
+        assert!(!scan(r#"{"include_usage":true}"#).include_usage());
+        let twice = r#"{"stream_options":{"include_usage":true},"stream_options":null}"#;
+        assert!(!scan(twice).include_usage());
+    }
+
+    #[test]
     fn the_cache_salt_is_a_string() {
         assert_eq!(scan(r#"{"cache_salt":"s"}"#).cache_salt(), Some(&b"s"[..]));
         assert_eq!(scan(r#"{"cache_salt":5}"#).cache_salt(), None);

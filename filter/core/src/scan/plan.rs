@@ -25,7 +25,9 @@ pub(super) const STREAM: SlotId = 1;
 pub(super) const CACHE_SALT: SlotId = 2;
 /// The places of an output limit, the first present one wins.
 pub(super) const MAX_TOKENS: [SlotId; 4] = [3, 4, 5, 6];
-const FIELDS: [&[&str]; 7] = [
+/// Whether a stream is to end with its token counts.
+pub(super) const INCLUDE_USAGE: SlotId = 7;
+const FIELDS: [&[&str]; 8] = [
     &["model"],
     &["stream"],
     &["cache_salt"],
@@ -33,6 +35,7 @@ const FIELDS: [&[&str]; 7] = [
     &["max_tokens"],
     &["max_output_tokens"],
     &["sampling_params", "max_new_tokens"],
+    &["stream_options", "include_usage"],
 ];
 /// Where the slots of the caller's pointers begin.
 pub(super) const FIRST_POINTER: SlotId = FIELDS.len();
@@ -145,7 +148,7 @@ impl ScanPlan {
     }
 
     fn insert(&mut self, parent: NodeId, token: Vec<u8>) -> NodeId {
-        // At most (64 + 7) pointers of 8 tokens: far below the range of a node id.
+        // At most (64 + 8) pointers of 8 tokens: far below the range of a node id.
         let child = self.nodes.len() as NodeId;
         if let Some(parent) = self.nodes.get_mut(usize::from(parent)) {
             parent.children.push(child);

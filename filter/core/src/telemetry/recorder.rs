@@ -22,6 +22,7 @@ use super::series::{EndpointSeries, PoolSeries};
 use super::{Handle, Metric, Registry, Sink, table};
 use crate::answer::Answer;
 use crate::decision::{Decision, Fallback};
+use crate::feedback::{Finding, Unread};
 use crate::load::Load;
 use crate::router::{Charge, State};
 
@@ -58,17 +59,6 @@ impl Span {
     pub fn pool(&self) -> usize {
         self.pool
     }
-}
-
-/// What an engine reported in its answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Tokens of the prompt.
-    pub prompt_tokens: u64,
-    /// Those of them that were cached.
-    pub cached_tokens: u64,
-    /// Tokens of the output.
-    pub output_tokens: u64,
 }
 
 /// What an engine's metrics say; `None` where it does not.
@@ -229,12 +219,36 @@ impl<K: Sink> Recorder<K> {
         self.in_pool(pool, |registry, series| registry.add(series.disconnects, 1));
     }
 
-    /// An engine said what a request took.
-    pub fn reported(&mut self, pool: usize, usage: Usage) {
+    /// What was found in an engine's answer.
+    pub fn told(&mut self, endpoint: Endpoint, finding: Finding) {
+        let report = match finding {
+            Finding::Nothing => return,
+            Finding::Unread(cause) => return self.unreported(endpoint.pool, cause),
+            Finding::Report(report) => report,
+        };
+        self.in_pool(endpoint.pool, |registry, series| {
+            let output_tokens = report.output_tokens.unwrap_or_default();
+            registry.add(series.reported_prompt, report.prompt_tokens);
+            registry.add(series.reported_output, output_tokens);
+        });
+        let Some(cached_tokens) = report.cached_tokens else {
+            return self.unreported(endpoint.pool, Unread::NoCachedTokens);
+        };
+        self.in_pool(endpoint.pool, |registry, series| {
+            registry.add(series.reported_cached, cached_tokens);
+        });
+        if let Some(predicted_tokens) = report.predicted_tokens {
+            self.at(endpoint, |registry, series| {
+                registry.add(series.predicted, predicted_tokens);
+                registry.add(series.reported, cached_tokens);
+            });
+        }
+    }
+
+    /// An engine told its load with an answer.
+    pub fn load_told(&mut self, pool: usize) {
         self.in_pool(pool, |registry, series| {
-            registry.add(series.reported_prompt, usage.prompt_tokens);
-            registry.add(series.reported_cached, usage.cached_tokens);
-            registry.add(series.reported_output, usage.output_tokens);
+            registry.add(series.load_reports, 1)
         });
     }
 
@@ -374,6 +388,14 @@ impl<K: Sink> Recorder<K> {
         self.has_gauges = true;
         let handle = self.registry.series(metric, &[]);
         self.registry.set(handle, value);
+    }
+
+    fn unreported(&mut self, pool: usize, cause: Unread) {
+        self.in_pool(pool, |registry, series| {
+            if let Some(handle) = series.unreported.get(cause as usize) {
+                registry.add(*handle, 1);
+            }
+        });
     }
 
     fn in_pool(&mut self, pool: usize, change: impl FnOnce(&mut Registry, &PoolSeries)) {

@@ -2,6 +2,7 @@
 
 use super::{Handle, MAX_ENDPOINTS, OTHER, Registry, table};
 use crate::decision::{Decision, Reason};
+use crate::feedback::Unread;
 use ahash::AHashMap;
 
 /// Series with the label `pool`.
@@ -23,6 +24,9 @@ pub struct PoolSeries {
     pub reported_prompt: Handle,
     pub reported_cached: Handle,
     pub reported_output: Handle,
+    /// By the number of [`Unread`].
+    pub unreported: [Handle; Unread::ALL.len()],
+    pub load_reports: Handle,
     pub known: Handle,
     pub usable: Handle,
     pub scrape_duration: Handle,
@@ -46,6 +50,8 @@ pub struct EndpointSeries {
     pub latency_sum: Handle,
     pub decode_sum: Handle,
     pub decode_parts: Handle,
+    pub predicted: Handle,
+    pub reported: Handle,
     pub state: Handle,
     pub engine_running: Handle,
     pub engine_waiting: Handle,
@@ -60,6 +66,8 @@ pub struct EndpointSeries {
 
 impl PoolSeries {
     pub fn new(registry: &mut Registry, name: &str) -> Self {
+        let unreported =
+            Unread::ALL.map(|cause| registry.series(&table::UNREPORTED, &[name, cause.name()]));
         let mut series = |metric| registry.series(metric, &[name]);
         PoolSeries {
             name: name.into(),
@@ -76,6 +84,8 @@ impl PoolSeries {
             reported_prompt: series(&table::REPORTED_PROMPT),
             reported_cached: series(&table::REPORTED_CACHED),
             reported_output: series(&table::REPORTED_OUTPUT),
+            unreported,
+            load_reports: series(&table::LOAD_REPORTS),
             known: series(&table::KNOWN),
             usable: series(&table::USABLE),
             scrape_duration: series(&table::SCRAPE_DURATION),
@@ -134,6 +144,8 @@ impl EndpointSeries {
             latency_sum: series(&table::LATENCY_SUM),
             decode_sum: series(&table::DECODE_SUM),
             decode_parts: series(&table::DECODE_PARTS),
+            predicted: series(&table::ENDPOINT_PREDICTED),
+            reported: series(&table::ENDPOINT_REPORTED),
             state: series(&table::STATE),
             engine_running: series(&table::ENGINE_RUNNING),
             engine_waiting: series(&table::ENGINE_WAITING),

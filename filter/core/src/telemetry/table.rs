@@ -57,6 +57,10 @@ table! {
         "the part of them that engines reported as cached";
     REPORTED_OUTPUT: Counter "warmpath_reported_output_tokens_total", Tokens [Pool]
         "output tokens that engines reported in their answers";
+    UNREPORTED: Counter "warmpath_unreported_answers_total", Requests [Pool, Cause]
+        "answers that should say what the engine had cached and from which it could not be read";
+    LOAD_REPORTS: Counter "warmpath_load_reports_total", Requests [Pool]
+        "answers whose headers told the engine's load";
     TABLE_BYTES: Gauge "warmpath_prefix_table_bytes", Bytes []
         "size of the prefix table of one worker";
     TABLE_CAPACITY: Gauge "warmpath_prefix_table_capacity_entries", Entries []
@@ -88,6 +92,10 @@ table! {
         "the times from first to last part of answers of at least 8 parts, added up";
     DECODE_PARTS: Counter "warmpath_endpoint_decode_parts_total", Parts [Pool, Endpoint]
         "the parts of these answers after their first";
+    ENDPOINT_PREDICTED: Counter "warmpath_endpoint_predicted_cached_tokens_total", Tokens [Pool, Endpoint]
+        "prompt tokens, as the engine counts them, that the filter believed to be cached there; only of answers in which the engine reported what it had cached";
+    ENDPOINT_REPORTED: Counter "warmpath_endpoint_reported_cached_tokens_total", Tokens [Pool, Endpoint]
+        "prompt tokens that the engine reported as cached in these answers";
     STATE: Gauge "warmpath_endpoint_state", Code [Pool, Endpoint]
         "what the filter makes of the endpoint";
     ENGINE_RUNNING: Gauge "warmpath_engine_running_requests", Requests [Pool, Endpoint]

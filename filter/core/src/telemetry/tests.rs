@@ -3,6 +3,7 @@ use super::*;
 use crate::Answer;
 use crate::config::Config;
 use crate::decision::{Decision, Fallback};
+use crate::feedback::{Finding, Report, Unread};
 use crate::load::Load;
 use crate::router::{Ask, Charge, PromptFacts, Router, State};
 use crate::store::MemoryStore;
@@ -108,6 +109,57 @@ fn answers_and_fallbacks_are_told_by_cause() {
     for fallback in Fallback::ALL {
         let name = stat(&table::FALLBACKS, &[fallback.name()]);
         assert_eq!(page.value(&name), Some(1), "{name}");
+    }
+}
+
+#[test]
+fn reports_are_held_against_predictions_by_endpoint() {
+    let page = Page::default();
+    let mut recorder = recorder(&page);
+    let at = Endpoint {
+        pool: 0,
+        address: "10.0.0.1:1",
+    };
+    let report = Report {
+        prompt_tokens: 100,
+        cached_tokens: Some(64),
+        output_tokens: Some(7),
+        predicted_tokens: Some(70),
+    };
+    let unpredicted = Report {
+        predicted_tokens: None,
+        ..report
+    };
+    let partial = Report {
+        prompt_tokens: 10,
+        ..Report::default()
+    };
+    for report in [report, unpredicted, partial] {
+        recorder.told(at, Finding::Report(report));
+    }
+    recorder.told(at, Finding::Unread(Unread::Compressed));
+    recorder.told(at, Finding::Nothing);
+    recorder.load_told(0);
+    recorder.flush();
+    let unread = |cause: Unread| stat(&table::UNREPORTED, &["p", cause.name()]);
+    for (name, want) in [
+        (stat(&table::REPORTED_PROMPT, &["p"]), Some(210)),
+        (stat(&table::REPORTED_CACHED, &["p"]), Some(128)),
+        (stat(&table::REPORTED_OUTPUT, &["p"]), Some(14)),
+        (
+            stat(&table::ENDPOINT_PREDICTED, &["p", at.address]),
+            Some(70),
+        ),
+        (
+            stat(&table::ENDPOINT_REPORTED, &["p", at.address]),
+            Some(64),
+        ),
+        (stat(&table::LOAD_REPORTS, &["p"]), Some(1)),
+        (unread(Unread::Compressed), Some(1)),
+        (unread(Unread::NoCachedTokens), Some(1)),
+        (unread(Unread::NoUsage), None),
+    ] {
+        assert_eq!(page.value(&name), want, "{name}");
     }
 }
 

@@ -83,14 +83,6 @@ impl<'a> Scalar<'a> {
     }
 }
 
-impl Members<'_> {
-    /// The last member of a name, as in any JSON parser.
-    pub(super) fn get(&self, name: &str) -> Option<&Scalar<'_>> {
-        let mut members = self.0.iter().rev();
-        members.find(|(key, _)| key == name).map(|(_, value)| value)
-    }
-}
-
 /// What a value is made of, each form with what it gives.
 trait Shape<'de>: Default {
     fn scalar(_: Scalar<'de>) -> Self {
@@ -226,8 +218,10 @@ mod tests {
         assert_eq!(serde_json::from_str::<List>("{\"a\":[]}").unwrap().0, []);
         assert_eq!(serde_json::from_str::<Members>("7").unwrap().0, []);
         let members: Members = serde_json::from_str(r#"{"a":1,"b":{"c":[]},"a":"2"}"#).unwrap();
-        assert_eq!(members.get("a").unwrap().whole(), Some(2));
-        assert_eq!(members.get("b"), Some(&Scalar::Other));
+        let names: Vec<&str> = members.0.iter().map(|(name, _)| name.as_ref()).collect();
+        assert_eq!(names, ["a", "b", "a"]);
+        assert_eq!(members.0[1].1, Scalar::Other);
+        assert_eq!(members.0[2].1.whole(), Some(2));
     }
 
     #[test]

@@ -109,6 +109,13 @@ impl UsageScan {
         }
     }
 
+    /// Some bytes are left out here. An object that had begun, or whose place is not known yet, is
+    /// given up; what was counted stays.
+    pub fn skip(&mut self) {
+        self.candidate = None;
+        self.end_text();
+    }
+
     /// The counts of the complete events so far. Later figures replace earlier ones, one by one.
     pub fn usage(&self) -> Option<Usage> {
         self.usage

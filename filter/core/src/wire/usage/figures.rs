@@ -1,8 +1,6 @@
 //! The figures in a `usage` object, under the names that each API gives them.
 
-use serde::Deserialize;
-
-use super::super::scalar::{Members, Scalar};
+use serde_json::Value;
 
 /// Token counts of an answer, as the engine reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,8 +18,16 @@ pub struct Usage {
 impl Usage {
     /// Reads a `usage` object; `None` when none of the figures is in it.
     pub(super) fn parse(object: &[u8]) -> Option<Usage> {
-        let json: UsageJson = serde_json::from_slice(object).ok()?;
-        let usage = json.usage();
+        // A tree is already in the module, for the configuration, and a shape of its own costs more.
+        let json: Value = serde_json::from_slice(object).ok()?;
+        let count = |pointer| json.pointer(pointer).and_then(whole);
+        let usage = Usage {
+            prompt_tokens: count("/prompt_tokens").or_else(|| count("/input_tokens")),
+            completion_tokens: count("/completion_tokens").or_else(|| count("/output_tokens")),
+            cached_tokens: count("/prompt_tokens_details/cached_tokens")
+                .or_else(|| count("/input_tokens_details/cached_tokens"))
+                .or_else(|| count("/cache_read_input_tokens")),
+        };
         (usage != Usage::default()).then_some(usage)
     }
 
@@ -35,35 +41,10 @@ impl Usage {
     }
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct UsageJson<'a> {
-    #[serde(borrow)]
-    prompt_tokens: Scalar<'a>,
-    #[serde(borrow)]
-    input_tokens: Scalar<'a>,
-    #[serde(borrow)]
-    completion_tokens: Scalar<'a>,
-    #[serde(borrow)]
-    output_tokens: Scalar<'a>,
-    #[serde(borrow)]
-    cache_read_input_tokens: Scalar<'a>,
-    #[serde(borrow)]
-    prompt_tokens_details: Members<'a>,
-    #[serde(borrow)]
-    input_tokens_details: Members<'a>,
-}
-
-impl UsageJson<'_> {
-    fn usage(&self) -> Usage {
-        let either = |one: &Scalar, other: &Scalar| one.whole().or(other.whole());
-        let cached = |details: &Members| details.get("cached_tokens").and_then(Scalar::whole);
-        Usage {
-            prompt_tokens: either(&self.prompt_tokens, &self.input_tokens),
-            completion_tokens: either(&self.completion_tokens, &self.output_tokens),
-            cached_tokens: cached(&self.prompt_tokens_details)
-                .or_else(|| cached(&self.input_tokens_details))
-                .or(self.cache_read_input_tokens.whole()),
-        }
+/// A whole number, also one in quotes.
+fn whole(value: &Value) -> Option<u64> {
+    match value {
+        Value::String(text) => text.parse().ok(),
+        value => value.as_u64(),
     }
 }
