@@ -8,10 +8,12 @@
 mod answers;
 mod arrival;
 mod bodies;
+mod canned;
 pub(crate) mod client;
 mod conversation;
 mod counters;
 mod failures;
+mod feedback;
 mod harness;
 mod limits;
 mod models;
@@ -101,6 +103,7 @@ fn cases() -> Vec<Case> {
         answers::cases(),
         bodies::cases(),
         failures::cases(),
+        feedback::cases(),
         telemetry::cases(),
     ]
     .into_iter()

@@ -5,6 +5,7 @@
 
 pub mod bootstrap;
 pub mod port;
+pub mod stats;
 
 use std::fs::File;
 use std::net::SocketAddr;

@@ -187,7 +187,14 @@ pub async fn compare(plan: &Plan) -> anyhow::Result<Comparison> {
         before.after(&stack.counted()) == engines.whole,
         "the engines' counters and their answers disagree"
     );
+    let foretold = stack.foretold(workload.requests.len()).await?;
+    ensure!(
+        foretold.is_none_or(|foretold| foretold.reported == engines.whole.1),
+        "the filter read {foretold:?} in answers that say {}",
+        engines.whole.1
+    );
     Ok(Comparison {
+        foretold,
         simulated: Figures::of(&simulated),
         engines: Figures::of(&engines),
         clients: sent.samples(plan).summary(),

@@ -3,6 +3,7 @@
 use anyhow::ensure;
 
 use super::harness::{Stack, eventually};
+use crate::envoy::stats;
 
 /// Waits until a counter has this value: workers hand over what they counted twice a second.
 pub async fn counted(
@@ -31,39 +32,5 @@ pub async fn counter(
     labels: &[(&str, &str)],
 ) -> anyhow::Result<u64> {
     let page = stack.envoy()?.admin_get("/stats/prometheus").await?;
-    Ok(sum(&page, name, labels))
-}
-
-fn sum(page: &str, name: &str, labels: &[(&str, &str)]) -> u64 {
-    let values = page.lines().filter_map(|line| {
-        let (own, value) = line
-            .strip_prefix(name)?
-            .strip_prefix('{')?
-            .split_once("} ")?;
-        let has = |(key, value): &(&str, &str)| {
-            own.split(',')
-                .any(|label| label == format!("{key}=\"{value}\""))
-        };
-        // Sums of histograms have a point.
-        labels.iter().all(has).then(|| value.parse::<f64>().ok())?
-    });
-    values.sum::<f64>() as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn label_sets_are_summed() {
-        let page = "# TYPE a_total counter\n\
-            a_total{cause=\"x\",pool=\"p\"} 3\n\
-            a_total{cause=\"x\",pool=\"q\"} 4\n\
-            a_total{cause=\"xy\"} 5\n\
-            a_total_b{cause=\"x\"} 6\n";
-        assert_eq!(sum(page, "a_total", &[("cause", "x")]), 7);
-        assert_eq!(sum(page, "a_total", &[("cause", "x"), ("pool", "q")]), 4);
-        assert_eq!(sum(page, "a_total", &[]), 12);
-        assert_eq!(sum(page, "b_total", &[]), 0);
-    }
+    Ok(stats::sum(&page, name, labels))
 }

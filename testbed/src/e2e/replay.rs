@@ -1,7 +1,7 @@
 //! Small replays: workers that share what they know do as well as one, and Envoy with the module
 //! does as well as the simulator.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use serde_json::json;
 
 use super::client::Transport;
@@ -85,6 +85,8 @@ const REQUESTS: usize = 120;
 const SESSIONS: usize = 24;
 /// In points of the hit ratio: the two do not run in step. Round robin is 13 points below.
 const POINTS: f64 = 3.0;
+/// Cached tokens as predicted and as the engines had them differ by no more.
+const PREDICTION_PERCENT: f64 = 5.0;
 
 async fn a_trace_hits_as_much_as_in_the_simulator(context: &Context) -> anyhow::Result<()> {
     let setting = context.setting();
@@ -124,6 +126,11 @@ async fn a_trace_hits_as_much_as_in_the_simulator(context: &Context) -> anyhow::
         "engines {:.1} %, simulator {:.1} %",
         real.whole_hit_percent,
         simulated.whole_hit_percent
+    );
+    let foretold = found.foretold.context("no prediction")?;
+    ensure!(
+        foretold.excess_percent().abs() <= PREDICTION_PERCENT,
+        "{foretold:?}"
     );
     Ok(())
 }

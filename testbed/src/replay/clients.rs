@@ -40,8 +40,15 @@ pub(super) fn client() -> anyhow::Result<reqwest::Client> {
 struct Body<'a> {
     model: &'a str,
     stream: bool,
+    stream_options: StreamOptions,
     max_tokens: u32,
     prompt: &'a str,
+}
+
+/// The engine is to report its token counts: the filter compares them with its prediction.
+#[derive(Serialize)]
+struct StreamOptions {
+    include_usage: bool,
 }
 
 /// See the module documentation.
@@ -174,6 +181,9 @@ fn body(req: &SimRequest) -> anyhow::Result<Vec<u8>> {
     Ok(serde_json::to_vec(&Body {
         model: MODEL,
         stream: true,
+        stream_options: StreamOptions {
+            include_usage: true,
+        },
         max_tokens: req.output_tokens,
         prompt: &text,
     })?)

@@ -37,12 +37,31 @@ pub struct Comparison {
     pub engines: Figures,
     /// What their clients say; no hit ratios.
     pub clients: Summary,
+    /// What the filter said of all requests, if its policy foretells caches.
+    pub foretold: Option<Foretold>,
     /// How much later than planned requests were sent, on average.
     pub late_ms: f64,
     /// Real seconds.
     pub took_s: f64,
     /// Modelled seconds.
     pub modelled_s: f64,
+}
+
+/// Prompt tokens in the engines' caches.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Foretold {
+    /// As the filter predicted.
+    pub predicted: u64,
+    /// As it read in the engines' answers.
+    pub reported: u64,
+}
+
+impl Foretold {
+    /// How much more was predicted than reported, in percent of what was reported.
+    pub fn excess_percent(&self) -> f64 {
+        let (predicted, reported) = (self.predicted as f64, self.reported as f64);
+        100.0 * (predicted - reported) / reported.max(1.0)
+    }
 }
 
 /// One JSON object.
@@ -73,6 +92,7 @@ pub fn json(plan: &Plan, found: &Comparison) -> anyhow::Result<String> {
             "ttft_p90_s": ttft_p90_s,
             "ttft_p99_s": ttft_p99_s,
         },
+        "cached_tokens": found.foretold,
         "late_ms": found.late_ms,
         "took_s": found.took_s,
         "modelled_s": found.modelled_s,
@@ -120,6 +140,15 @@ pub fn table(plan: &Plan, found: &Comparison) -> String {
         "",
         times(&found.clients)
     );
+    if let Some(foretold) = found.foretold {
+        let _ = writeln!(
+            out,
+            "cached tokens: {} predicted, {} reported ({:+.2} %)",
+            foretold.predicted,
+            foretold.reported,
+            foretold.excess_percent()
+        );
+    }
     out
 }
 

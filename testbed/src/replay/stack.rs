@@ -3,17 +3,18 @@
 //! What a request got is read from the engines: their counters, and their logs for single requests.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use super::Plan;
 use super::clients::{REQUEST_ID, Sent};
+use super::report::Foretold;
 use crate::bench::contestant::{Setup, Variant, configure};
 use crate::bench::corpus::MODEL;
 use crate::engine::{Engine, EngineConfig};
-use crate::envoy::{Envoy, Launch};
+use crate::envoy::{Envoy, Launch, stats};
 use crate::model::ModelParams;
 use crate::sim::statistics::{Sample, Samples};
 
@@ -22,6 +23,9 @@ use crate::sim::statistics::{Sample, Samples};
 const INTRODUCTIONS: u32 = 64;
 /// Workers beat twice a second; after two beats each knows all others.
 const TWO_BEATS: Duration = Duration::from_millis(1200);
+/// Workers hand over what they counted twice a second.
+const COUNTED_WITHIN: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A running stack. Everything stops when it is dropped.
 pub(super) struct Stack {
@@ -119,6 +123,33 @@ impl Stack {
                 sum.1 + stats.prefix_hits_tokens,
             )
         })
+    }
+
+    /// What the filter foretold, and what it read of it in the answers, of so many requests beside the
+    /// introductions. `None` if the policy foretells nothing.
+    ///
+    /// # Errors
+    /// Envoy does not answer, or the filter has not counted that many requests.
+    pub(super) async fn foretold(&self, requests: usize) -> anyhow::Result<Option<Foretold>> {
+        let want = requests as u64 + u64::from(INTRODUCTIONS * self.workers);
+        let deadline = Instant::now() + COUNTED_WITHIN;
+        loop {
+            let page = self.envoy.admin_get("/stats/prometheus").await?;
+            let count = |name| stats::sum(&page, name, &[]);
+            let seen = count("warmpath_endpoint_finished_total");
+            if seen == want {
+                let foretold = Foretold {
+                    predicted: count("warmpath_endpoint_predicted_cached_tokens_total"),
+                    reported: count("warmpath_endpoint_reported_cached_tokens_total"),
+                };
+                return Ok((count("warmpath_prompt_tokens_total") > 0).then_some(foretold));
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the filter counted {seen} requests of {want}"
+            );
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// What the engines say of the requests that count, in modelled time.
