@@ -32,6 +32,11 @@ impl Answer {
         }
     }
 
+    /// Another mistake of the client's, with a status and a code.
+    pub(crate) fn invalid(status: u16, code: &str, message: &str) -> Answer {
+        Answer::error(status, "invalid_request_error", code, None, message)
+    }
+
     /// 400: the body is not the JSON that the path asks for.
     pub fn bad_json(detail: &str) -> Answer {
         let message = format!("The request body is not valid JSON: {detail}.");

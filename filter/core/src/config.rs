@@ -7,10 +7,12 @@
 mod fleet;
 mod pool;
 mod reader;
+mod status;
 
 pub use fleet::{Polling, ScrapeOptions};
 pub use pool::{EndpointConfig, PolicyConfig, PoolConfig};
 pub use reader::ConfigError;
+pub use status::StatusOptions;
 
 use crate::feedback::FeedbackOptions;
 use crate::fitness::HealthOptions;
@@ -66,6 +68,8 @@ pub struct Config {
     pub feedback: FeedbackOptions,
     /// Whether responses tell who answered and why.
     pub debug_headers: bool,
+    /// The status page, if it is served.
+    pub status: Option<StatusOptions>,
 }
 
 /// Names of the headers that are read and set.
@@ -175,6 +179,7 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
         reader.error("config.feedback.orca", &true.into(), want);
     }
     let debug_headers = fields.flag(reader, "debug_headers", false);
+    let status = fields.optional(reader, "status", status::status);
     fields.finish(reader);
     let pools = pools?;
     check_pools(reader, &pools);
@@ -201,6 +206,7 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
         health,
         feedback,
         debug_headers,
+        status,
     })
 }
 

@@ -7,7 +7,9 @@ use crate::answer::Answer;
 use crate::decision::{Decision, Fallback, Rewrite};
 use crate::feedback::{Feedback, Finding, LoadReport};
 use crate::hash;
-use crate::router::{Ask, Charge, Outcome, PromptFacts, Response, Router, Target, completed};
+use crate::router::{
+    Ask, Charge, Explained, Outcome, PromptFacts, Response, Router, Target, completed,
+};
 use crate::scan::{Api, Field, RequestScan};
 use crate::session::{self, HeaderKey, Key, header};
 use crate::store::Store;
@@ -80,14 +82,44 @@ impl Exchange {
         if head.end_of_stream {
             return Step::Answer(Answer::bad_json("it is empty"));
         }
-        if let Some(target) = router.only_target().cloned()
-            && !router.wants_prompt(&target)
-            && let Some(key) = self.key_for(router, &target, false)
-        {
+        if let Some((target, key)) = self.known_early(router) {
             return self.decide(router, &target, key, None, now_us);
         }
         self.scan = Some(Box::new(RequestScan::new(api)));
         Step::Hold
+    }
+
+    /// What would become of a request with these headers and this whole body. Changes nothing.
+    ///
+    /// # Errors
+    /// The answer that the request would get instead.
+    pub fn explain<S: Store>(
+        router: &Router<S>,
+        api: Api,
+        headers: &[(String, Vec<u8>)],
+        body: &[u8],
+        now_us: u64,
+    ) -> Result<Explained, Answer> {
+        let mut exchange = Exchange {
+            api: Some(api),
+            key: session::from_headers(&router.config().session_key, headers),
+            pool_header: header(headers, &router.config().headers.pool).map(<[u8]>::to_vec),
+            ..Exchange::default()
+        };
+        if body.is_empty() {
+            return Err(Answer::bad_json("it is empty"));
+        }
+        if let Some((target, key)) = exchange.known_early(router) {
+            return router.explain(exchange.ask(router, &target, key), now_us);
+        }
+        let mut scan = Box::new(RequestScan::new(api));
+        let read = scan.feed(router.plan(), body).and_then(|()| scan.finish());
+        read.map_err(|error| Answer::bad_json(&error.to_string()))?;
+        exchange.scan = Some(scan);
+        let target = exchange.target(router, true)?;
+        let target = target.ok_or_else(Answer::missing_model)?;
+        let key = exchange.key_for(router, &target, true).flatten();
+        router.explain(exchange.ask(router, &target, key), now_us)
     }
 
     /// Looks at the next bytes of the body; `ended` says that they are the last.
@@ -274,6 +306,33 @@ impl Exchange {
         }
     }
 
+    /// Where the request leads and its session key, if the headers tell enough.
+    fn known_early<S: Store>(&self, router: &Router<S>) -> Option<(Target, Option<u64>)> {
+        let target = router.only_target()?;
+        if router.wants_prompt(target) {
+            return None;
+        }
+        let key = self.key_for(router, target, false)?;
+        Some((target.clone(), key))
+    }
+
+    fn ask<'a, S: Store>(
+        &self,
+        router: &Router<S>,
+        target: &'a Target,
+        key: Option<u64>,
+    ) -> Ask<'a> {
+        let prompt = router
+            .wants_prompt(target)
+            .then(|| self.prompt(target))
+            .flatten();
+        Ask {
+            target,
+            key,
+            prompt,
+        }
+    }
+
     fn decide<S: Store>(
         &mut self,
         router: &mut Router<S>,
@@ -282,18 +341,7 @@ impl Exchange {
         fallback: Option<Fallback>,
         now_us: u64,
     ) -> Step {
-        let prompt = router
-            .wants_prompt(target)
-            .then(|| self.prompt(target))
-            .flatten();
-        match router.decide(
-            Ask {
-                target,
-                key,
-                prompt,
-            },
-            now_us,
-        ) {
+        match router.decide(self.ask(router, target, key), now_us) {
             Ok((decision, charge)) => {
                 self.charge = Some(charge);
                 let rewrite = self.rewrite(target);

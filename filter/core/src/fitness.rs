@@ -98,6 +98,11 @@ impl Fitness {
         self.until_us
     }
 
+    /// When something last happened to it; 0 if nothing did.
+    pub fn event_us(&self) -> u64 {
+        self.event_us
+    }
+
     /// When it last came back; 0 if it never went.
     pub fn recovered_us(&self) -> u64 {
         self.recovered_us

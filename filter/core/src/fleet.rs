@@ -50,6 +50,13 @@ pub struct Host {
     pub since_s: u32,
 }
 
+impl Host {
+    /// [`Host::since_s`] in microseconds.
+    pub fn since_us(&self) -> u64 {
+        u64::from(self.since_s).saturating_mul(1_000_000)
+    }
+}
+
 /// Envoy's verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HostHealth {

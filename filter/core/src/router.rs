@@ -1,18 +1,22 @@
 //! The router: pools and endpoints of one config, and what this worker shares with the others.
 //!
 //! `decide` ranks the endpoints for a request and counts it ([`decide`]), `account` moves and gives
-//! back what was counted, `share` keeps up with the other workers, `survey` speaks for all of them.
+//! back what was counted, `share` keeps up with the other workers, `survey` speaks for all of them,
+//! `explain` tells what `decide` would do, and `recall` what was decided lately.
 
 mod account;
 mod decide;
+mod explain;
 mod judge;
 mod layout;
+mod recall;
 mod share;
 mod survey;
 
 pub use account::{Charge, Outcome};
 pub(crate) use decide::completed;
 pub use decide::{Ask, PromptFacts};
+pub use explain::{Candidate, Explained};
 pub use judge::{Response, State};
 pub use survey::{Surveyed, Told};
 
@@ -27,6 +31,7 @@ use crate::load::Load;
 use crate::policy::{self, Holders};
 use crate::prefix::Replica;
 use crate::rate::Rate;
+use crate::recent::Recent;
 use crate::scan::ScanPlan;
 use crate::scout::Scout;
 use crate::session::KeySource;
@@ -88,6 +93,8 @@ pub struct Router<S> {
     counts_rates: bool,
     touched_ms: u64,
     random: u64,
+    /// Empty unless the status page is served.
+    recent: Recent,
 }
 
 #[derive(Debug)]
@@ -165,6 +172,7 @@ impl<S: Store> Router<S> {
             counts_rates: config.pools.iter().any(|pool| pool.policy.counts_rates()),
             touched_ms: now_us / 1000,
             random,
+            recent: Recent::new(config.status.as_ref().map_or(0, |status| status.recent)),
             config,
         };
         router.lay_out(now_us);
@@ -199,6 +207,17 @@ impl<S: Store> Router<S> {
             list.push_str(self.address(*position));
         }
         list
+    }
+
+    /// The name of a pool; empty for a position that is none.
+    pub fn pool_name(&self, pool: usize) -> &str {
+        let pool = self.config.pools.get(pool);
+        pool.map_or("", |pool| pool.name.as_str())
+    }
+
+    /// All that is in flight at an endpoint, as this worker knows.
+    pub fn load(&self, position: usize) -> Load {
+        self.loads.total(position).copied().unwrap_or_default()
     }
 
     /// Requests in flight at an endpoint, as this worker knows.

@@ -19,7 +19,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use recorder::{Endpoint, Recorder, Scrape, Span};
+pub use recorder::{Endpoint, EndpointTotals, Recorder, Scrape, Span, Totals};
 pub use registry::{Handle, Registry, Sink};
 
 /// Endpoints of all pools together that are told apart, over the life of a VM: Envoy never forgets a

@@ -66,10 +66,36 @@ const MOST_WAITING: usize = group::MOST_WAITING - MOST_BEYOND_SHORTEST;
 
 /// What an engine's load costs a request, in tokens: the part that is the same for all requests.
 pub fn load_cost(options: &PrefixOptions, load: &Load) -> f64 {
-    let cost = load.prefill_tokens as f64
-        + options.request_tokens * f64::from(load.in_flight)
-        + options.context_weight * load.context_tokens as f64;
-    cost.max(0.0)
+    let [queue, requests, context] = load_terms(options, load);
+    (queue + requests + context).max(0.0)
+}
+
+/// The terms of [`load_cost`]: queue, requests, context.
+pub fn load_terms(options: &PrefixOptions, load: &Load) -> [f64; 3] {
+    [
+        load.prefill_tokens as f64,
+        options.request_tokens * f64::from(load.in_flight),
+        options.context_weight * load.context_tokens as f64,
+    ]
+}
+
+/// What a decision weighs a request's own work by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scale {
+    /// How much work counts.
+    pub alpha: f64,
+    /// Where the conversation lives, if that counts.
+    pub home: Option<usize>,
+}
+
+/// The scale of a decision among the members of a group.
+pub fn scale(options: &PrefixOptions, group: &Group, warmth: &Warmth) -> Scale {
+    Scale {
+        alpha: 1.0 + options.stickiness * mean_queue(group.with_waiting()),
+        home: (options.home_affinity > 0.0)
+            .then(|| group.owners(warmth.conversation, 1).first().copied())
+            .flatten(),
+    }
 }
 
 /// What a request's own prefill costs it, in tokens; `alpha` as above.
@@ -106,10 +132,7 @@ pub(super) fn rank(view: &View, options: &PrefixOptions) -> (Vec<usize>, Reason)
     let Some(warmth) = view.warmth else {
         return least_request::rank(view);
     };
-    let alpha = 1.0 + options.stickiness * mean_queue(group.with_waiting());
-    let home = (options.home_affinity > 0.0)
-        .then(|| group.owners(warmth.conversation, 1).first().copied())
-        .flatten();
+    let Scale { alpha, home } = scale(options, group, &warmth);
     let work_cost = |position| {
         let is_home = home == Some(position);
         self::work_cost(options, alpha, work(&warmth, position), is_home)

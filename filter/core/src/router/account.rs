@@ -37,6 +37,8 @@ pub struct Charge {
     pub(super) held: Option<Held>,
     /// Whom Envoy was told to ask, in this order; taken once it is known who answered.
     pub(super) ranked: Vec<usize>,
+    /// Its number among the recent decisions.
+    pub(super) recent: u64,
     /// Whether the first token is awaited.
     waiting: bool,
     /// Name of the estimate that stands in for the first token.
@@ -82,6 +84,7 @@ impl Charge {
             cached_tokens: 0,
             held: None,
             ranked: Vec::new(),
+            recent: 0,
             waiting: true,
             estimate: None,
             started_us: now_us,
@@ -293,6 +296,11 @@ impl<S: Store> Router<S> {
 
     /// The first token came: the prompt is prefilled.
     pub fn first_token(&mut self, charge: &mut Charge, now_us: u64) {
+        if charge.streamed {
+            self.recent.change(charge.recent, |entry| {
+                entry.ttft_us = Some(now_us.saturating_sub(entry.decided_us));
+            });
+        }
         self.settle(charge);
         if std::mem::take(&mut charge.waiting) {
             self.loads

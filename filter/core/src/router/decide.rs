@@ -3,12 +3,15 @@
 use super::account::{Charge, Held};
 use super::{Router, Target, count};
 use crate::answer::Answer;
+use crate::board::Board;
 use crate::config::PolicyConfig;
-use crate::decision::{Decision, Fallback, Rewrite};
+use crate::decision::{Decision, Fallback, Reason, Rewrite};
+use crate::load::Load;
 use crate::policy::prefix::{Warmth, work};
-use crate::policy::{self, View};
+use crate::policy::{self, Group, Holders, Ranking, View};
 use crate::prefix::{self, BYTES_PER_TOKEN, CHUNK_TOKENS, Event, Kind};
 use crate::rate;
+use crate::recent::Entry;
 use crate::scan::Link;
 use crate::store::Store;
 
@@ -42,9 +45,51 @@ pub struct PromptFacts {
 }
 
 impl PromptFacts {
-    fn tokens(&self) -> u64 {
+    /// Its length in tokens.
+    pub(super) fn tokens(&self) -> u64 {
         (self.bytes / BYTES_PER_TOKEN) as u64
     }
+
+    pub(super) fn warmth<'a>(&self, key: Option<u64>, holders: &'a Holders) -> Warmth<'a> {
+        Warmth {
+            tokens: self.tokens(),
+            holders,
+            conversation: key.unwrap_or(self.conversation),
+        }
+    }
+}
+
+/// What of a request its ranking depends on.
+pub(super) struct Weighing<'a> {
+    pub(super) key: Option<u64>,
+    pub(super) warmth: Option<Warmth<'a>>,
+    pub(super) turn: u64,
+    pub(super) draw: u64,
+}
+
+impl<'a> Weighing<'a> {
+    /// The same as a policy sees it.
+    pub(super) fn view(
+        &self,
+        group: &'a Group,
+        loads: &'a Board<Load>,
+        candidates: usize,
+    ) -> View<'a> {
+        View {
+            group,
+            loads,
+            key: self.key,
+            warmth: self.warmth,
+            turn: self.turn,
+            draw: self.draw,
+            candidates,
+        }
+    }
+}
+
+/// Where the turns of a group are counted for all workers.
+pub(super) fn turn_key(pool: &str, group: usize) -> String {
+    format!("warmpath/turn/{pool}/{group}")
 }
 
 impl<S: Store> Router<S> {
@@ -74,51 +119,34 @@ impl<S: Store> Router<S> {
         if window_us.is_some() {
             self.rates.refresh(&self.store, now_us);
         }
+        let draw = policy::next_random(&mut self.random);
         let turn = match deciding {
-            PolicyConfig::RoundRobin => count(
-                &self.store,
-                &format!("warmpath/turn/{}/{}", pool.name, target.group),
-            ),
+            PolicyConfig::RoundRobin => count(&self.store, &turn_key(&pool.name, target.group)),
             _ => None,
         };
+        policy::catch_up(deciding, group, &self.loads, &self.rates, now_us);
         let looks = deciding.kv_tokens().is_some();
         let prompt = ask.prompt.filter(|_| looks);
-        if let (Some(prompt), Some(replica)) = (&prompt, &self.replica) {
-            self.holders.clear();
-            let (positions, holders) = (&self.positions, &mut self.holders);
-            replica.index().lookup(&prompt.chain, |engine, link| {
-                if let Some(position) = positions.get(&engine) {
-                    holders.set(*position, (link.end / BYTES_PER_TOKEN) as u64);
-                }
-            });
-        }
-        let draw = policy::next_random(&mut self.random);
-        let warmth = prompt.as_ref().map(|prompt| Warmth {
-            tokens: prompt.tokens(),
-            holders: &self.holders,
-            conversation: ask.key.unwrap_or(prompt.conversation),
-        });
-        policy::catch_up(deciding, group, &self.loads, &self.rates, now_us);
-        let ranking = policy::rank(
-            &pool.policy,
-            &View {
-                group,
-                loads: &self.loads,
-                key: ask.key,
-                warmth,
-                turn: turn.unwrap_or(draw),
-                draw,
-                candidates: pool.candidates,
-            },
-        );
-        let mut ranked = ranking.ranked;
-        if let Some(members) = self.members(target) {
-            self.spare(target.pool, &mut ranked, members, now_us);
-        }
+        let mut holders = std::mem::take(&mut self.holders);
+        self.look_up(prompt.as_ref(), &mut holders);
+        self.holders = holders;
+        let weighing = Weighing {
+            key: ask.key,
+            warmth: prompt
+                .as_ref()
+                .map(|prompt| prompt.warmth(ask.key, &self.holders)),
+            turn: turn.unwrap_or(draw),
+            draw,
+        };
+        let ranking = match self.members(target) {
+            Some(members) => self.rank(target, &members.group, members.slow, &weighing, now_us),
+            None => return Err(Answer::no_endpoint("")),
+        };
+        let ranked = ranking.ranked;
         let Some(position) = ranked.first().copied() else {
             return Err(self.refusal(target, now_us));
         };
-        let work_tokens = warmth.map_or(0, |warmth| work(&warmth, position));
+        let work_tokens = weighing.warmth.map_or(0, |warmth| work(&warmth, position));
         if let Some(window_us) = window_us {
             let bucket = rate::bucket(now_us, window_us);
             self.rates.change(position, |rate| rate.count(bucket));
@@ -126,6 +154,18 @@ impl<S: Store> Router<S> {
         self.probe(position, now_us);
         let mut charge = self.charge(position, work_tokens, prompt, now_us);
         charge.ranked.clone_from(&ranked);
+        charge.recent = self.recent.enter(Entry {
+            decided_us: now_us,
+            pool: target.pool,
+            policy: ranking.policy,
+            reason: ranking.reason,
+            position,
+            prompt_tokens: charge.prompt_tokens,
+            predicted_cached_tokens: charge.cached_tokens,
+            reported_cached_tokens: None,
+            status: None,
+            ttft_us: None,
+        });
         let decision = Decision {
             pool: target.pool,
             policy: ranking.policy,
@@ -135,6 +175,45 @@ impl<S: Store> Router<S> {
             fallback: last_resort.then_some(Fallback::LastResort),
         };
         Ok((decision, charge))
+    }
+
+    /// Finds out who holds how much of a prompt.
+    pub(super) fn look_up(&self, prompt: Option<&PromptFacts>, holders: &mut Holders) {
+        let (Some(prompt), Some(replica)) = (prompt, &self.replica) else {
+            return;
+        };
+        holders.clear();
+        replica.index().lookup(&prompt.chain, |engine, link| {
+            if let Some(position) = self.positions.get(&engine) {
+                holders.set(*position, (link.end / BYTES_PER_TOKEN) as u64);
+            }
+        });
+    }
+
+    /// Ranks the members of a group that was caught up; `slow` says whether any is in slow start.
+    pub(super) fn rank(
+        &self,
+        target: &Target,
+        group: &Group,
+        slow: bool,
+        weighing: &Weighing,
+        now_us: u64,
+    ) -> Ranking {
+        let mut ranking = match self.config.pools.get(target.pool) {
+            Some(pool) => policy::rank(
+                &pool.policy,
+                &weighing.view(group, &self.loads, pool.candidates),
+            ),
+            None => Ranking {
+                ranked: Vec::new(),
+                policy: "",
+                reason: Reason::Draw,
+            },
+        };
+        if slow {
+            self.spare(target.pool, &mut ranking.ranked, group, now_us);
+        }
+        ranking
     }
 
     /// Counts a request at an endpoint, and its prompt as held there.

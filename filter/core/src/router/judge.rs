@@ -9,7 +9,7 @@ use super::account::Charge;
 use super::{Router, Target};
 use crate::answer::Answer;
 use crate::fitness::{Cause, Fitness};
-use crate::fleet::HostHealth;
+use crate::fleet::{Host, HostHealth};
 use crate::policy::Group;
 use crate::store::Store;
 
@@ -106,9 +106,19 @@ pub(super) struct Members {
     /// Number of usable ones among all.
     pub(super) usable: usize,
     /// Whether any of them is in slow start.
-    slow: bool,
+    pub(super) slow: bool,
     /// The judgement that `group` is of.
     judged: Option<u64>,
+}
+
+/// The members of a group that are to be ranked.
+pub(super) struct Fit {
+    /// Their positions; all of the group's if they are the last resort.
+    pub(super) ranked: Vec<usize>,
+    /// How many of the group are usable.
+    pub(super) usable: usize,
+    /// Whether any of them is in slow start.
+    pub(super) slow: bool,
 }
 
 impl Members {
@@ -164,18 +174,31 @@ impl<S: Store> Router<S> {
         }
     }
 
+    /// What Envoy last told of a pool's endpoint.
+    pub(super) fn host(&self, pool: usize, position: usize) -> Option<&Host> {
+        let endpoint = self.endpoints.get(position)?;
+        let cluster = &self.config.pools.get(pool)?.cluster;
+        let cluster = self.scout.fleet().clusters.get(cluster)?;
+        cluster.hosts.get(&endpoint.socket)
+    }
+
+    /// When an endpoint came into its state, as far as that is known.
+    pub(super) fn state_since_us(&self, pool: usize, position: usize, now_us: u64) -> Option<u64> {
+        let told_us = self.host(pool, position).map_or(0, Host::since_us);
+        let fitness = self.fitness.total(position).copied().unwrap_or_default();
+        let since_us = match self.state(pool, position, now_us) {
+            State::CoolingDown | State::Backpressure | State::Stalled => fitness.event_us(),
+            State::Healthy | State::SlowStart => told_us.max(fitness.recovered_us()),
+            // Envoy and the engines tell what is, not since when.
+            State::Unhealthy | State::Ejected | State::Draining | State::Sleeping => 0,
+        };
+        Some(since_us).filter(|since_us| (1..=now_us).contains(since_us))
+    }
+
     /// The share of the others' load that an endpoint in slow start may have, 0 to 1.
     fn ramp(&self, pool: usize, position: usize, now_us: u64) -> Option<f64> {
         let slow_us = self.config.health.slow_start_us;
-        let endpoint = self.endpoints.get(position)?;
-        let cluster = self
-            .config
-            .pools
-            .get(pool)
-            .map(|pool| pool.cluster.as_str())?;
-        let cluster = self.scout.fleet().clusters.get(cluster);
-        let host = cluster.and_then(|cluster| cluster.hosts.get(&endpoint.socket));
-        let told_us = host.map_or(0, |host| u64::from(host.since_s).saturating_mul(1_000_000));
+        let told_us = self.host(pool, position).map_or(0, Host::since_us);
         let seen_us = self
             .fitness
             .total(position)
@@ -213,35 +236,46 @@ impl<S: Store> Router<S> {
                 .map(|members| members.all.clone())
         };
         if let Some(all) = members(self) {
-            let mut slow = false;
-            let mut usable = Vec::with_capacity(all.len());
-            for position in &all {
-                let state = self.state(pool, *position, now_us);
-                slow |= state == State::SlowStart;
-                if state.is_usable() {
-                    usable.push(*position);
-                }
-            }
-            let health = &self.config.health;
-            let panics = usable.len() * 100 < all.len() * usize::from(health.panic_percent);
-            let resort = (usable.is_empty() && health.last_resort) || panics;
-            let count = usable.len();
-            let ranked = if resort { all } else { usable };
+            let fit = self.fit(pool, &all, now_us);
             let slot = self
                 .pools
                 .get_mut(pool)
                 .and_then(|pool| pool.groups.get_mut(group));
             if let Some(slot) = slot {
                 slot.judged = Some(judged);
-                slot.usable = count;
-                slot.slow = slow;
-                if slot.group.members() != ranked.as_slice() {
-                    slot.group = Group::new(ranked, &self.identities);
+                slot.usable = fit.usable;
+                slot.slow = fit.slow;
+                if slot.group.members() != fit.ranked.as_slice() {
+                    slot.group = Group::new(fit.ranked, &self.identities);
                 }
             }
         }
         let slot = self.pools.get(pool).and_then(|pool| pool.groups.get(group));
         slot.is_some_and(|slot| slot.usable < slot.group.members().len())
+    }
+
+    /// Which of a group's members are to be ranked.
+    pub(super) fn fit(&self, pool: usize, all: &[usize], now_us: u64) -> Fit {
+        let mut slow = false;
+        let mut ranked = Vec::with_capacity(all.len());
+        for position in all {
+            let state = self.state(pool, *position, now_us);
+            slow |= state == State::SlowStart;
+            if state.is_usable() {
+                ranked.push(*position);
+            }
+        }
+        let usable = ranked.len();
+        let health = &self.config.health;
+        let panics = usable * 100 < all.len() * usize::from(health.panic_percent);
+        if panics || (usable == 0 && health.last_resort) {
+            ranked = all.to_vec();
+        }
+        Fit {
+            ranked,
+            usable,
+            slow,
+        }
     }
 
     pub(super) fn members(&self, target: &Target) -> Option<&Members> {
@@ -268,10 +302,9 @@ impl<S: Store> Router<S> {
     }
 
     /// Puts endpoints in slow start that have their share already behind the others.
-    pub(super) fn spare(&self, pool: usize, ranked: &mut [usize], of: &Members, now_us: u64) {
-        let members = &of.group;
+    pub(super) fn spare(&self, pool: usize, ranked: &mut [usize], members: &Group, now_us: u64) {
         let count = members.members().len();
-        if !of.slow || count < 2 {
+        if count < 2 {
             return;
         }
         let in_flight =
@@ -308,6 +341,10 @@ impl<S: Store> Router<S> {
 
     /// Takes a response for what it says of the endpoints that the request met.
     pub fn responded(&mut self, charge: &mut Charge, response: Response, now_us: u64) {
+        self.recent.change(charge.recent, |entry| {
+            entry.status = Some(response.status);
+            entry.position = charge.position;
+        });
         let ranked = std::mem::take(&mut charge.ranked);
         let at = ranked
             .iter()

@@ -28,6 +28,7 @@ impl<S: Store> Router<S> {
         self.beat(now_us);
         self.drain(now_us);
         self.follow(now_us);
+        self.publish_recent();
         if let Some(replica) = self.replica.as_mut() {
             replica.tick(&self.store, self.column);
         }
@@ -37,6 +38,16 @@ impl<S: Store> Router<S> {
             // The answer is what we have: an id does not change while it is in use.
             let _: Vec<Option<EndpointId>> = ids::resolve(&self.store, &self.identities, now_ms);
         }
+    }
+
+    /// Learns what the other workers know without deciding anything. A worker that has had no request
+    /// joins them.
+    pub fn attend(&mut self, now_us: u64) {
+        self.join(now_us);
+        self.follow(now_us);
+        self.drain(now_us);
+        self.fitness.refresh(&self.store, now_us);
+        self.rates.refresh(&self.store, now_us);
     }
 
     /// Reads what the other workers published, if it is due.

@@ -17,6 +17,10 @@ pub struct Surveyed<'a> {
     pub load: &'a Load,
     /// Whether it is in use, and if not, why.
     pub state: State,
+    /// When it came into this state, as far as that is known.
+    pub state_since_us: Option<u64>,
+    /// Its weight, if Envoy told it.
+    pub weight: Option<u16>,
     /// Age of what it said of itself, if it ever did.
     pub scrape_age_us: Option<u64>,
     /// What it said.
@@ -57,22 +61,40 @@ impl<S: Store> Router<S> {
         self.fitness.refresh(&self.store, now_us);
         let homes = self.homes();
         let router: &Self = self;
-        let endpoints = router.endpoints.iter().zip(homes).enumerate();
-        endpoints.filter_map(move |(position, (endpoint, home))| {
-            let pool = home?;
-            let engine = router.scout.fleet().engines.get(&endpoint.socket);
-            let told_ms = engine
-                .map(|engine| engine.told_ms)
-                .filter(|told_ms| *told_ms > 0);
-            Some(Surveyed {
-                pool,
-                address: &endpoint.address,
-                load: router.loads.total(position)?,
-                state: router.state(pool, position, now_us),
-                scrape_age_us: told_ms.map(|told_ms| now_us.saturating_sub(told_ms * 1000)),
-                engine,
-            })
+        let positions = homes.into_iter().enumerate();
+        positions.filter_map(move |(position, home)| router.surveyed(home?, position, now_us))
+    }
+
+    /// The endpoints of a pool, in the order of the config; as of the last look at the other workers.
+    pub fn pool_members(&self, pool: usize, now_us: u64) -> impl Iterator<Item = Surveyed<'_>> {
+        let groups = self.pools.get(pool).map(|pool| pool.groups.as_slice());
+        let all = groups.unwrap_or_default().first();
+        let all = all.map(|all| all.all.as_slice()).unwrap_or_default();
+        all.iter()
+            .filter_map(move |position| self.surveyed(pool, *position, now_us))
+    }
+
+    fn surveyed(&self, pool: usize, position: usize, now_us: u64) -> Option<Surveyed<'_>> {
+        let endpoint = self.endpoints.get(position)?;
+        let engine = self.scout.fleet().engines.get(&endpoint.socket);
+        let told_ms = engine
+            .map(|engine| engine.told_ms)
+            .filter(|told_ms| *told_ms > 0);
+        Some(Surveyed {
+            pool,
+            address: &endpoint.address,
+            load: self.loads.total(position)?,
+            state: self.state(pool, position, now_us),
+            state_since_us: self.state_since_us(pool, position, now_us),
+            weight: self.host(pool, position).map(|host| host.weight),
+            scrape_age_us: told_ms.map(|told_ms| now_us.saturating_sub(told_ms * 1000)),
+            engine,
         })
+    }
+
+    /// Number of this worker among those that are alive, once it has had a request.
+    pub fn worker(&self) -> Option<u16> {
+        self.column.map(|column| column.slot)
     }
 
     /// What an engine said of itself.

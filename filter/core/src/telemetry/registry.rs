@@ -25,6 +25,10 @@ pub trait Sink {
     fn set(&self, id: u32, value: u64);
     /// Enters a value into a histogram.
     fn record(&self, id: u32, value: u64);
+    /// What a counter has come to, all workers together; `None` if that cannot be asked.
+    fn total(&self, _id: u32) -> Option<u64> {
+        None
+    }
 }
 
 /// A series of a registry.
@@ -114,6 +118,15 @@ impl Registry {
             series.value = series.value.saturating_add(amount);
             series.fresh |= amount > 0;
         }
+    }
+
+    /// What a counter has come to: all that was handed over, by any worker, and what waits here.
+    pub fn total(&mut self, handle: Handle, sink: &impl Sink) -> u64 {
+        let Some(series) = self.series.get_mut(handle.0 as usize) else {
+            return 0;
+        };
+        let told = series.define(sink).and_then(|id| sink.total(id));
+        told.unwrap_or_default().saturating_add(series.value)
     }
 
     /// Sets a gauge; the last value before a tick counts.

@@ -1,0 +1,187 @@
+//! What would be decided about a request, and what each endpoint's part in it is.
+//!
+//! The ranking comes from the code that decides, over figures that are put together for the occasion,
+//! so nothing that a later decision depends on changes: no load, no prompt, no turn, no random number.
+//! O(endpoints) where a decision costs O(changes).
+
+use super::decide::{Weighing, turn_key};
+use super::{Ask, Router, State};
+use crate::answer::Answer;
+use crate::config::PolicyConfig;
+use crate::decision::{Fallback, Reason};
+use crate::policy::prefix::{self, PrefixOptions, Scale, Warmth};
+use crate::policy::{self, Group, Holders};
+use crate::rate;
+use crate::store::Store;
+
+/// A decision that was not made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explained {
+    /// Position of the pool.
+    pub pool: usize,
+    /// Name of the policy that decides.
+    pub policy: &'static str,
+    /// Why the first endpoint is first.
+    pub reason: Reason,
+    /// Positions, best first, as [`Decision::ranked`](crate::Decision::ranked).
+    pub ranked: Vec<usize>,
+    /// Tokens of the prompt, if the policy looks at it.
+    pub prompt_tokens: Option<u64>,
+    /// Position of the conversation's home, if the policy has one.
+    pub home: Option<usize>,
+    /// How much a token of prefill work counts, if the policy weighs it.
+    pub alpha: Option<f64>,
+    /// What is not known, or was not enough.
+    pub fallback: Option<Fallback>,
+    /// Every endpoint that serves the model, usable or not.
+    pub candidates: Vec<Candidate>,
+}
+
+/// An endpoint's part in a decision.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its position.
+    pub position: usize,
+    /// Its state.
+    pub state: State,
+    /// Tokens of the prompt that it is believed to hold.
+    pub held_tokens: u64,
+    /// Tokens that it would have to prefill; 0 where the policy does not look at the prompt.
+    pub work_tokens: u64,
+    /// What the policy compares; `None` if it adds nothing up.
+    pub cost: Option<f64>,
+    /// What the cost is made of, or what is compared instead; each with its name.
+    pub terms: Vec<(&'static str, f64)>,
+}
+
+impl<S: Store> Router<S> {
+    /// What [`Router::decide`] would do now. [`Router::attend`] makes sure that it knows what the other
+    /// workers do.
+    ///
+    /// # Errors
+    /// The answer that the request would get.
+    pub fn explain(&self, ask: Ask, now_us: u64) -> Result<Explained, Answer> {
+        let target = ask.target;
+        let (Some(pool), Some(members)) =
+            (self.config.pools.get(target.pool), self.members(target))
+        else {
+            return Err(Answer::no_endpoint(""));
+        };
+        let deciding = policy::effective(&pool.policy, ask.key.is_some());
+        let fit = self.fit(target.pool, &members.all, now_us);
+        let last_resort = fit.usable < fit.ranked.len();
+        let mut group = Group::new(fit.ranked, &self.identities);
+        policy::catch_up(deciding, &mut group, &self.loads, &self.rates, now_us);
+        let looks = deciding.kv_tokens().is_some();
+        let prompt = ask.prompt.filter(|_| looks);
+        let mut holders = Holders::new(self.endpoints.len());
+        self.look_up(prompt.as_ref(), &mut holders);
+        // The next number, and the next turn, without taking either.
+        let mut random = self.random;
+        let draw = policy::next_random(&mut random);
+        let weighing = Weighing {
+            key: ask.key,
+            warmth: prompt.as_ref().map(|it| it.warmth(ask.key, &holders)),
+            turn: match deciding {
+                PolicyConfig::RoundRobin => self.turn(&turn_key(&pool.name, target.group)),
+                _ => draw,
+            },
+            draw,
+        };
+        let ranking = self.rank(target, &group, fit.slow, &weighing, now_us);
+        if ranking.ranked.is_empty() {
+            return Err(self.refusal(target, now_us));
+        }
+        let scale = match (deciding, &weighing.warmth) {
+            (PolicyConfig::Prefix(options), Some(warmth)) => {
+                Some(prefix::scale(options, &group, warmth))
+            }
+            _ => None,
+        };
+        let candidate = |position: &usize| {
+            let (cost, terms) = self.terms(deciding, &weighing, &group, scale, *position, now_us);
+            Candidate {
+                position: *position,
+                state: self.state(target.pool, *position, now_us),
+                held_tokens: holders.tokens(*position),
+                work_tokens: weighing
+                    .warmth
+                    .map_or(0, |warmth| prefix::work(&warmth, *position)),
+                cost,
+                terms,
+            }
+        };
+        Ok(Explained {
+            pool: target.pool,
+            policy: ranking.policy,
+            reason: ranking.reason,
+            ranked: ranking.ranked,
+            prompt_tokens: prompt.as_ref().map(|prompt| prompt.tokens()),
+            home: scale.and_then(|scale| scale.home),
+            alpha: scale.map(|scale| scale.alpha),
+            fallback: last_resort.then_some(Fallback::LastResort),
+            candidates: members.all.iter().map(candidate).collect(),
+        })
+    }
+
+    /// The number that the next request in turn will get.
+    fn turn(&self, key: &str) -> u64 {
+        let value = self.store.get(key);
+        value
+            .bytes
+            .first_chunk()
+            .map_or(0, |it| u64::from_le_bytes(*it))
+    }
+
+    /// What a policy compares of an endpoint.
+    fn terms(
+        &self,
+        policy: &PolicyConfig,
+        weighing: &Weighing,
+        group: &Group,
+        scale: Option<Scale>,
+        position: usize,
+        now_us: u64,
+    ) -> (Option<f64>, Vec<(&'static str, f64)>) {
+        match (policy, &weighing.warmth, scale) {
+            (PolicyConfig::Prefix(options), Some(warmth), Some(scale)) => {
+                self.prefix_terms(options, warmth, scale, position)
+            }
+            (PolicyConfig::LowestQps { window_us }, ..) => {
+                let bucket = rate::bucket(now_us, *window_us);
+                let rate = self.rates.total(position);
+                let requests = rate.map_or(0, |rate| rate.requests(bucket));
+                (None, vec![("window_requests", f64::from(requests))])
+            }
+            (PolicyConfig::ConsistentHash { .. }, ..) => {
+                let mut scores = group.scores(weighing.key.unwrap_or_default());
+                let score = scores.find(|(_, member)| *member == position);
+                let score = score.map(|(score, _)| ("hash", score as f64 / u64::MAX as f64));
+                (None, score.into_iter().collect())
+            }
+            _ => (None, Vec::new()),
+        }
+    }
+
+    fn prefix_terms(
+        &self,
+        options: &PrefixOptions,
+        warmth: &Warmth,
+        scale: Scale,
+        position: usize,
+    ) -> (Option<f64>, Vec<(&'static str, f64)>) {
+        let load = self.loads.total(position).copied().unwrap_or_default();
+        let [queue, requests, context] = prefix::load_terms(options, &load);
+        let own_work = prefix::work(warmth, position);
+        let is_home = scale.home == Some(position);
+        let work = prefix::work_cost(options, scale.alpha, own_work, is_home);
+        let terms = [
+            ("queue", queue),
+            ("work", work),
+            ("requests", requests),
+            ("context", context),
+        ];
+        let cost = prefix::load_cost(options, &load) + work;
+        (Some(cost), terms.to_vec())
+    }
+}
