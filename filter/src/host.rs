@@ -211,6 +211,23 @@ pub fn record_metric(metric: u32, value: u64) {
     hostcalls::record_metric(metric, value).ok();
 }
 
+/// The value of a counter or gauge that was defined.
+pub fn metric(metric: u32) -> Option<u64> {
+    hostcalls::get_metric(metric).ok()
+}
+
+/// The name of the filter chain that the request came by, if it has one.
+pub fn filter_chain() -> Option<Vec<u8>> {
+    hostcalls::get_property(vec!["xds", "filter_chain_name"])
+        .ok()
+        .flatten()
+}
+
+/// Answers the request from here with these headers.
+pub fn respond_with(status: u16, headers: Vec<(&str, &str)>, body: &[u8]) {
+    hostcalls::send_http_response(u32::from(status), headers, Some(body)).ok();
+}
+
 /// Envoy's shared data.
 #[derive(Debug)]
 pub struct SharedData;

@@ -5,6 +5,7 @@ mod host;
 mod metrics;
 mod rewrite;
 mod root;
+mod status;
 mod stream;
 mod worker;
 

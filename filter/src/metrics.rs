@@ -27,4 +27,8 @@ impl Sink for EnvoyStats {
     fn record(&self, id: u32, value: u64) {
         host::record_metric(id, value);
     }
+
+    fn total(&self, id: u32) -> Option<u64> {
+        host::metric(id)
+    }
 }

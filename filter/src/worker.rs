@@ -11,6 +11,7 @@ use warmpath_core::fleet::Engine;
 use warmpath_core::router::{Outcome, Response};
 use warmpath_core::scout::{HttpCall, Reply};
 use warmpath_core::scrape::Call;
+use warmpath_core::status::{Reply as Page, Reporter};
 use warmpath_core::telemetry::{Endpoint, Scrape, Span};
 use warmpath_core::wire::orca;
 use warmpath_core::{Config, Decision, Exchange, Fallback, Head, Router, Step};
@@ -76,6 +77,7 @@ pub struct Worker {
     /// Calls under way, by token, with the time they were made; as many as there are engines.
     calls: HashMap<u32, (Call, u64)>,
     warned_of_cluster: bool,
+    reporter: Reporter,
 }
 
 impl Worker {
@@ -90,7 +92,22 @@ impl Worker {
             holding: Holding::Untried { stranded: 0 },
             calls: HashMap::new(),
             warned_of_cluster: false,
+            reporter: Reporter::default(),
         }
+    }
+
+    /// The router, for who only asks.
+    pub fn router(&mut self) -> &mut Router<SharedData> {
+        &mut self.router
+    }
+
+    /// What the status page shows.
+    pub fn report(&mut self, version: &str) -> Page {
+        let (router, metrics) = (&mut self.router, &mut self.metrics);
+        let report = self
+            .reporter
+            .report(version, router, metrics, host::now_us());
+        Page::json(report)
     }
 
     /// The request's headers came.

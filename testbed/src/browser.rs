@@ -10,7 +10,7 @@ mod chromium;
 mod contact;
 mod looks;
 mod policy;
-mod sample;
+pub(crate) mod sample;
 mod showing;
 mod site;
 mod tab;

@@ -28,6 +28,7 @@ mod routing;
 mod sessions;
 mod spec;
 mod spread;
+mod status;
 mod telemetry;
 mod workers;
 
@@ -105,6 +106,7 @@ fn cases() -> Vec<Case> {
         failures::cases(),
         feedback::cases(),
         telemetry::cases(),
+        status::cases(),
     ]
     .into_iter()
     .flatten()

@@ -63,6 +63,9 @@ impl Envoy {
         let addresses = launch.bootstrap.addresses()?;
         port::check_free("Envoy's listener", addresses.listener)?;
         port::check_free("Envoy's admin interface", addresses.admin)?;
+        if let Some(status) = addresses.status {
+            port::check_free("the status page", status)?;
+        }
         let folder = tempfile::Builder::new()
             .prefix("warmpath-envoy-")
             .tempdir()?;

@@ -156,6 +156,7 @@ impl Inside {
         bootstrap.set_addresses(Addresses {
             listener,
             admin: port::reserve()?,
+            status: None,
         })?;
         bootstrap.stop_health_checks()?;
         bootstrap.set_module(

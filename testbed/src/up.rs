@@ -106,6 +106,11 @@ fn check_ports(plan: &Plan, envoy: Addresses, config: &Path) -> anyhow::Result<(
             ("Envoy's listener".to_owned(), envoy.listener),
             ("Envoy's admin interface".to_owned(), envoy.admin),
         ])
+        .chain(
+            envoy
+                .status
+                .map(|address| ("the status page".to_owned(), address)),
+        )
         .filter_map(|(what, address)| port::check_free(&what, address).err())
         .map(|error| format!("  {error:#}"))
         .collect();

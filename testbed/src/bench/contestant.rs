@@ -179,6 +179,7 @@ pub fn configure(
     bootstrap.set_addresses(Addresses {
         listener: port::reserve()?,
         admin: port::reserve()?,
+        status: None,
     })?;
     bootstrap.stop_health_checks()?;
     bootstrap.set_endpoints(POOL, engines)?;

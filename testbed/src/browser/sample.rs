@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 
 /// What `status` answers at a step, counted from one.
-pub(super) fn status(step: u64) -> Value {
+pub(crate) fn status(step: u64) -> Value {
     let requests = 182_340 + step * 41;
     json!({
         "version": "0.1.0",
@@ -33,7 +33,7 @@ pub(super) fn status(step: u64) -> Value {
 }
 
 /// What `explain` answers.
-pub(super) fn explain() -> Value {
+pub(crate) fn explain() -> Value {
     let candidates: Vec<Value> = [
         (11, "healthy", 4800, 200, 0, 3, 20_000, 0.0, 300.0, 300.0, 40.5),
         (12, "healthy", 1536, 3464, 0, 2, 14_200, 0.0, 5196.0, 200.0, 28.8),

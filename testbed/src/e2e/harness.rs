@@ -95,6 +95,7 @@ impl<'a> Stack<'a> {
         bootstrap.set_addresses(Addresses {
             listener: port::reserve()?,
             admin: port::reserve()?,
+            status: Some(port::reserve()?),
         })?;
         let mut plugin = bootstrap.plugin()?;
         let mut engines = Vec::new();
@@ -142,6 +143,7 @@ impl<'a> Stack<'a> {
         self.bootstrap.set_addresses(Addresses {
             listener: port::reserve()?,
             admin: port::reserve()?,
+            status: Some(port::reserve()?),
         })?;
         self.client = Client::new(self.bootstrap.addresses()?.listener)?;
         self.start_envoy().await
@@ -166,6 +168,11 @@ impl<'a> Stack<'a> {
     /// How many worker threads Envoy has.
     pub fn workers(&self) -> usize {
         self.workers as usize
+    }
+
+    /// Where the status page is served, if it is.
+    pub fn status(&self) -> Option<SocketAddr> {
+        self.bootstrap.addresses().ok()?.status
     }
 
     /// The client of this stack.

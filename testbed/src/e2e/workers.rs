@@ -164,10 +164,11 @@ pub fn seed() -> u64 {
 async fn accepted(stack: &Stack<'_>) -> anyhow::Result<BTreeMap<String, u64>> {
     let envoy = stack.envoy()?;
     let text = envoy.admin_get("/stats?filter=downstream_cx_total").await?;
+    let target = stack.client().target().to_string().replace(':', "_");
+    let own = format!("listener.{target}.worker_");
     let lines = text.lines().filter_map(|line| {
         let (name, count) = line.split_once(": ")?;
-        let (_, worker) = name.strip_prefix("listener.")?.split_once(".worker_")?;
-        Some((worker.to_owned(), count.parse().ok()?))
+        Some((name.strip_prefix(&own)?.to_owned(), count.parse().ok()?))
     });
     Ok(lines.collect())
 }

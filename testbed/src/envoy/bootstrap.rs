@@ -12,6 +12,9 @@ use serde_json::{Map, Value, json};
 
 const WASM_TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
 
+/// The listener of the status page.
+const STATUS_LISTENER: &str = "warmpath_status";
+
 /// A complete Envoy bootstrap configuration.
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
@@ -84,8 +87,10 @@ impl Bootstrap {
             .context("the Envoy configuration has no wasm filter")
     }
 
-    /// Takes every wasm filter out, leaving plain Envoy.
+    /// Takes every wasm filter out, and the listener that needs one, leaving plain Envoy.
     pub fn remove_plugin(&mut self) -> anyhow::Result<()> {
+        self.listeners_mut()?
+            .retain(|listener| !is_named(listener, STATUS_LISTENER));
         self.connection_manager_mut()?
             .get_mut("http_filters")
             .and_then(Value::as_array_mut)
@@ -103,7 +108,7 @@ impl Bootstrap {
     pub fn cluster_mut(&mut self, name: &str) -> anyhow::Result<&mut Value> {
         self.clusters_mut()?
             .iter_mut()
-            .find(|cluster| cluster.get("name").and_then(Value::as_str) == Some(name))
+            .find(|cluster| is_named(cluster, name))
             .with_context(|| format!("no cluster {name}"))
     }
 
@@ -145,9 +150,9 @@ impl Bootstrap {
         Ok(())
     }
 
-    /// Where the first listener and the admin interface listen.
+    /// Where the listeners and the admin interface listen.
     pub fn addresses(&self) -> anyhow::Result<Addresses> {
-        let address = |pointer| {
+        let address = |pointer: &str| {
             let place = self.tree.pointer(pointer).and_then(|address| {
                 let host = address.get("address")?.as_str()?;
                 let port = address.get("port_value")?.as_u64()?;
@@ -155,14 +160,20 @@ impl Bootstrap {
             });
             place.with_context(|| format!("no IP address at {pointer}"))
         };
+        let listener = |at| {
+            address(&format!(
+                "/static_resources/listeners/{at}/address/socket_address"
+            ))
+        };
         Ok(Addresses {
-            listener: address("/static_resources/listeners/0/address/socket_address")?,
+            listener: listener(0)?,
             admin: address("/admin/address/socket_address")?,
+            status: self.status_listener().map(listener).transpose()?,
         })
     }
 
-    /// Moves the first listener and the admin interface, and with it every cluster endpoint that
-    /// named the admin interface.
+    /// Moves the listeners and the admin interface, and with it every cluster endpoint that named the
+    /// admin interface. Without an address for the status page its listener is taken out.
     pub fn set_addresses(&mut self, new: Addresses) -> anyhow::Result<()> {
         let old_admin = socket_address(self.addresses()?.admin);
         for_each_object(&mut self.tree, &mut |object| {
@@ -174,7 +185,34 @@ impl Bootstrap {
             .tree
             .pointer_mut("/static_resources/listeners/0/address")
             .context("no listener")? = socket_address(new.listener);
+        let Some(at) = self.status_listener() else {
+            return Ok(());
+        };
+        match (new.status, self.listeners_mut()?.get_mut(at)) {
+            (Some(status), Some(listener)) => {
+                if let Some(address) = listener.get_mut("address") {
+                    *address = socket_address(status);
+                }
+            }
+            _ => {
+                self.listeners_mut()?.remove(at);
+            }
+        }
         Ok(())
+    }
+
+    /// Place of the status page's listener among all.
+    fn status_listener(&self) -> Option<usize> {
+        let listeners = self.tree.pointer("/static_resources/listeners")?;
+        let mut listeners = listeners.as_array()?.iter();
+        listeners.position(|listener| is_named(listener, STATUS_LISTENER))
+    }
+
+    fn listeners_mut(&mut self) -> anyhow::Result<&mut Vec<Value>> {
+        self.tree
+            .pointer_mut("/static_resources/listeners")
+            .and_then(Value::as_array_mut)
+            .context("no static listeners")
     }
 
     fn clusters_mut(&mut self) -> anyhow::Result<&mut Vec<Value>> {
@@ -192,6 +230,12 @@ pub struct Addresses {
     pub listener: SocketAddr,
     /// Admin interface.
     pub admin: SocketAddr,
+    /// Status page, if it is served.
+    pub status: Option<SocketAddr>,
+}
+
+fn is_named(object: &Value, name: &str) -> bool {
+    object.get("name").and_then(Value::as_str) == Some(name)
 }
 
 fn socket_address(address: SocketAddr) -> Value {
@@ -241,11 +285,18 @@ mod tests {
         let new = Addresses {
             listener: "127.0.0.1:4001".parse().unwrap(),
             admin: "127.0.0.1:4002".parse().unwrap(),
+            status: Some("127.0.0.1:4003".parse().unwrap()),
         };
         bootstrap.set_addresses(new).unwrap();
         assert_eq!(bootstrap.addresses().unwrap(), new);
         let stats = bootstrap.cluster_mut("prometheus_stats").unwrap();
         assert!(stats.to_string().contains("4002") && !stats.to_string().contains("9901"));
+        let without_page = Addresses {
+            status: None,
+            ..new
+        };
+        bootstrap.set_addresses(without_page).unwrap();
+        assert_eq!(bootstrap.addresses().unwrap(), without_page);
     }
 
     #[test]

@@ -45,6 +45,23 @@ pub fn text(plan: &Plan, addresses: Addresses) -> String {
         "A model that no pool has: 404, in OpenAI's format",
         &chat(&base, "no-such-model", "", ""),
     );
+    if let Some(status) = addresses.status {
+        guide.step(
+            &format!(
+                "Engines, load and recent decisions: http://{status}/warmpath/ in a browser, or as JSON"
+            ),
+            &format!("curl -s http://{status}/warmpath/status"),
+        );
+        if let Some(model) = plan.models.first() {
+            guide.step(
+                "What would become of a request, and why; it is sent nowhere",
+                &format!(
+                    "curl -s http://{status}/warmpath/explain -d '{}'",
+                    body(model, "")
+                ),
+            );
+        }
+    }
     guide.step(
         "Envoy's own view of the engines; warmpath's metrics are under /stats/prometheus",
         &format!("curl -s http://{}/clusters", addresses.admin),
@@ -66,8 +83,15 @@ impl Guide {
 
 fn chat(base: &str, model: &str, flags: &str, fields: &str) -> String {
     format!(
-        "curl -s {flags}{base}/v1/chat/completions -H 'content-type: application/json' -d '{{\"model\": \
-         \"{model}\", {fields}\"messages\": [{{\"role\": \"user\", \"content\": \"Hello!\"}}]}}'"
+        "curl -s {flags}{base}/v1/chat/completions -H 'content-type: application/json' -d '{}'",
+        body(model, fields)
+    )
+}
+
+fn body(model: &str, fields: &str) -> String {
+    format!(
+        "{{\"model\": \"{model}\", {fields}\"messages\": [{{\"role\": \"user\", \"content\": \
+         \"Hello!\"}}]}}"
     )
 }
 
@@ -86,6 +110,7 @@ mod tests {
         let addresses = Addresses {
             listener: "127.0.0.1:10000".parse().unwrap(),
             admin: "127.0.0.1:9901".parse().unwrap(),
+            status: Some("127.0.0.1:9902".parse().unwrap()),
         };
         let text = text(&plan, addresses);
         let models: Vec<Value> = text
@@ -94,6 +119,6 @@ mod tests {
             .map(|(_, body)| serde_json::from_str::<Value>(body.trim_end_matches('\'')).unwrap())
             .map(|body| body["model"].clone())
             .collect();
-        assert_eq!(models, ["m", "m", "m", "x", "o", "no-such-model"]);
+        assert_eq!(models, ["m", "m", "m", "x", "o", "no-such-model", "m"]);
     }
 }

@@ -155,6 +155,7 @@ fn every_option_is_documented_and_none_is_made_up() {
         "discovery.",
         "scrape.",
         "health.",
+        "status.",
     ];
     let in_path = |char: char| char.is_ascii_lowercase() || "[]._".contains(char);
     for page in pages() {
@@ -231,6 +232,13 @@ fn other_defaults_are_those_of_the_code() {
     assert_eq!(default("headers.pool"), code(&headers.pool));
     let ids: Vec<String> = headers.request_id.iter().map(|name| code(name)).collect();
     assert_eq!(default("headers.request_id"), ids.join(", "));
+
+    let page = parsed(json!({"status": {}, "pools": [{"name": "p", "endpoints": {"static": []}}]}));
+    let page = page.status.expect("a page");
+    assert_eq!(default("status"), "none: no page is served");
+    assert_eq!(config.status, None);
+    assert_eq!(default("status.filter_chain"), code(&page.filter_chain));
+    assert_eq!(default("status.path"), code(&page.path));
 
     let two = parsed(json!({"pools": [
         {"name": "p", "endpoints": {"static": []}, "models": ["m"], "policy": "consistent_hash"},
