@@ -6,7 +6,9 @@
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
+use std::cell::Cell;
 use std::ops::Range;
+use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 use warmpath_core::Answer;
 use warmpath_core::scout::{HttpCall, Reply};
@@ -229,8 +231,30 @@ pub fn respond_with(status: u16, headers: Vec<(&str, &str)>, body: &[u8]) {
 }
 
 /// Envoy's shared data.
-#[derive(Debug)]
-pub struct SharedData;
+#[derive(Clone, Debug, Default)]
+pub struct SharedData {
+    /// Clones count together.
+    lost: Rc<Lost>,
+}
+
+/// What did not succeed at once since this was last asked.
+#[derive(Debug, Default)]
+struct Lost {
+    errors: Cell<u64>,
+    conflicts: Cell<u64>,
+}
+
+impl SharedData {
+    /// Operations that were given up, and compare-and-sets that somebody else was ahead of, since this
+    /// was last asked.
+    pub fn take_lost(&self) -> (u64, u64) {
+        (self.lost.errors.take(), self.lost.conflicts.take())
+    }
+
+    fn failed(&self) {
+        self.lost.errors.set(self.lost.errors.get() + 1);
+    }
+}
 
 impl Store for SharedData {
     fn get(&self, key: &str) -> Versioned {
@@ -247,7 +271,9 @@ impl Store for SharedData {
     }
 
     fn set(&self, key: &str, bytes: &[u8]) {
-        hostcalls::set_shared_data(key, Some(bytes), None).ok();
+        if hostcalls::set_shared_data(key, Some(bytes), None).is_err() {
+            self.failed();
+        }
     }
 
     fn compare_and_set(&self, key: &str, bytes: &[u8], version: u32) -> bool {
@@ -255,6 +281,13 @@ impl Store for SharedData {
         let version = version.max(1);
         let result: Result<(), Status> =
             hostcalls::set_shared_data(key, Some(bytes), Some(version));
+        if result.is_err() {
+            self.lost.conflicts.set(self.lost.conflicts.get() + 1);
+        }
         result.is_ok()
+    }
+
+    fn gave_up(&self) {
+        self.failed();
     }
 }

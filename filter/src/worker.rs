@@ -70,6 +70,8 @@ enum Holding {
 #[derive(Debug)]
 pub struct Worker {
     router: Router<SharedData>,
+    /// The same as the router's.
+    store: SharedData,
     metrics: Metrics,
     /// Boxed: a request changes hands with every callback.
     requests: HashMap<u32, Box<Request>>,
@@ -85,9 +87,11 @@ impl Worker {
     pub fn new(config: Config) -> Self {
         let now_us = host::now_us();
         let pools = config.pools.iter().map(|pool| pool.name.as_str());
+        let store = SharedData::default();
         Worker {
             metrics: Metrics::new(EnvoyStats, pools, now_us),
-            router: Router::new(config, SharedData, now_us),
+            router: Router::new(config, store.clone(), now_us),
+            store,
             requests: HashMap::new(),
             holding: Holding::Untried { stranded: 0 },
             calls: HashMap::new(),
@@ -471,9 +475,13 @@ impl Worker {
         if let Some((bytes, capacity, entries)) = self.router.table_size() {
             self.metrics.prefix_table(bytes, capacity, entries);
         }
+        let (errors, conflicts) = self.store.take_lost();
+        self.metrics.shared_state(errors, conflicts);
+        let evicted = self.router.take_evicted();
         if !self.router.speaks_for_all() {
             return;
         }
+        self.metrics.evicted(evicted);
         self.metrics.alive(self.router.workers(), now_us);
         for (pool, (known, usable)) in self.router.pool_sizes(now_us).into_iter().enumerate() {
             self.metrics.pool_size(pool, known, usable);

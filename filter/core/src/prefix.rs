@@ -280,6 +280,11 @@ impl Index {
         self.census.found
     }
 
+    /// How many entries gave way before their time since this was last asked.
+    pub fn take_evicted(&mut self) -> u64 {
+        self.table.take_evicted()
+    }
+
     /// The table, for snapshots and metrics.
     pub fn table(&self) -> &Table {
         &self.table

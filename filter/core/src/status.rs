@@ -36,7 +36,6 @@ impl Reporter {
         now_us: u64,
     ) -> String {
         router.attend(now_us);
-        let table = table(router);
         let mut requests = 0;
         self.rates.begin(now_us);
         let mut pools = Vec::new();
@@ -51,7 +50,9 @@ impl Reporter {
             pools.push(pool_json(pool, &rows.collect::<Vec<_>>()));
         }
         self.rates.end();
-        let counters = counters(&recorder.totals(), requests, table.as_deref());
+        let totals = recorder.totals();
+        let table = table(router, &totals);
+        let counters = counters(&totals, requests, table.as_deref());
         let workers = router.workers() as u64;
         let worker = object(&[
             ("id", router.worker().into()),
@@ -148,13 +149,14 @@ fn texts<'a>(texts: impl Iterator<Item = &'a str>) -> String {
     list(&texts.map(string).collect::<Vec<_>>())
 }
 
-fn table<S: Store>(router: &mut Router<S>) -> Option<String> {
+fn table<S: Store>(router: &mut Router<S>, totals: &Totals) -> Option<String> {
     let (bytes, capacity, entries) = router.table_size()?;
     let filled = entries as f64 / capacity.max(1) as f64;
     Some(object(&[
         ("bytes", bytes.into()),
         ("entries", entries.into()),
         ("filled", filled.into()),
+        ("evictions", totals.evictions.into()),
     ]))
 }
 

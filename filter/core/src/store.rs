@@ -28,6 +28,8 @@ pub trait Store {
     fn set(&self, key: &str, bytes: &[u8]);
     /// Writes a key if it still has `version`; false when somebody else was faster.
     fn compare_and_set(&self, key: &str, bytes: &[u8], version: u32) -> bool;
+    /// Hears that a change was given up after [`UPDATE_TRIES`].
+    fn gave_up(&self) {}
 }
 
 impl<S: Store + ?Sized> Store for &S {
@@ -40,6 +42,9 @@ impl<S: Store + ?Sized> Store for &S {
     fn compare_and_set(&self, key: &str, bytes: &[u8], version: u32) -> bool {
         (**self).compare_and_set(key, bytes, version)
     }
+    fn gave_up(&self) {
+        (**self).gave_up();
+    }
 }
 
 impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
@@ -51,6 +56,9 @@ impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
     }
     fn compare_and_set(&self, key: &str, bytes: &[u8], version: u32) -> bool {
         (**self).compare_and_set(key, bytes, version)
+    }
+    fn gave_up(&self) {
+        (**self).gave_up();
     }
 }
 
@@ -75,6 +83,7 @@ pub fn update<S: Store, T>(
             return Some(result);
         }
     }
+    store.gave_up();
     None
 }
 

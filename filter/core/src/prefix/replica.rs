@@ -52,6 +52,11 @@ impl Replica {
         self.index.take_census()
     }
 
+    /// See [`Index::take_evicted`].
+    pub fn take_evicted(&mut self) -> u64 {
+        self.index.take_evicted()
+    }
+
     /// The index.
     pub fn index(&self) -> &Index {
         &self.index

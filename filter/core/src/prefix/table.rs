@@ -56,6 +56,8 @@ pub struct Table {
     mask: u64,
     /// Pieces of the snapshot that have changed since they were written.
     changed: Vec<bool>,
+    /// Live holders that gave way since this was last asked.
+    evicted: u64,
 }
 
 impl Table {
@@ -72,6 +74,7 @@ impl Table {
             slots: vec![[EMPTY; WAYS]; sets],
             mask: sets as u64 - 1,
             changed: vec![false; sets.div_ceil(PIECE_SETS)],
+            evicted: 0,
         }
     }
 
@@ -88,6 +91,11 @@ impl Table {
     /// Whether a piece of the snapshot has changed since this was last asked.
     pub(super) fn take_changed(&mut self, piece: usize) -> bool {
         self.changed.get_mut(piece).is_some_and(std::mem::take)
+    }
+
+    /// How many live holders gave way to others since this was last asked.
+    pub(super) fn take_evicted(&mut self) -> u64 {
+        std::mem::take(&mut self.evicted)
     }
 
     /// Reports what is known of the links, the holders and the chunks of a range of sets.
@@ -192,17 +200,18 @@ impl Table {
             return None;
         }
         // The set's oldest slot gives way; a slot without live holders is older than all.
-        let freshest = |slot: &Slot| {
-            let ages = slot.holders.iter().filter(|holder| holder.engine != NOBODY);
-            ages.filter_map(|holder| age(holder.engine, holder.epoch))
-                .min()
-                .unwrap_or(u16::MAX)
+        let ages = |slot: &Slot| {
+            let holders = slot.holders;
+            let held = holders.into_iter().filter(|it| it.engine != NOBODY);
+            held.filter_map(|holder| age(holder.engine, holder.epoch))
         };
+        let freshest = |slot: &Slot| ages(slot).min().unwrap_or(u16::MAX);
         let oldest = tags
             .iter_mut()
             .zip(slots.iter_mut())
             .max_by_key(|(_, slot)| freshest(slot));
         if let Some((old_tag, slot)) = oldest {
+            self.evicted += ages(slot).count() as u64;
             *old_tag = tag;
             *slot = EMPTY;
             slot.chunks = mark.chunks;

@@ -73,3 +73,17 @@ fn events_of_others_forget_nothing_before_the_load_that_belongs_to_them() {
     index.set_busy(ENGINE, 0);
     assert_eq!(index.known(&old, ENGINE), 500);
 }
+
+#[test]
+fn only_what_was_still_alive_is_counted_as_evicted() {
+    let mut index = Index::new(1);
+    index.set_engines(&[(ENGINE, 1000 * CHUNK_TOKENS)]);
+    let room = index.table().bytes() / table::SLOT_BYTES;
+    for (name, chunks, evicted) in [(1, room, 0), (2, room + 3, room + 3)] {
+        index.apply(&event(Kind::Hold, marks(name, chunks as u64)));
+        assert_eq!(index.take_evicted(), evicted as u64);
+    }
+    index.forget(ENGINE);
+    index.apply(&event(Kind::Hold, marks(3, 5)));
+    assert_eq!(index.take_evicted(), 0);
+}

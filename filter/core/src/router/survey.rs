@@ -3,6 +3,7 @@
 use super::{Router, State};
 use crate::fleet::Engine;
 use crate::load::Load;
+use crate::prefix::Replica;
 use crate::store::Store;
 use std::net::SocketAddr;
 
@@ -129,6 +130,12 @@ impl<S: Store> Router<S> {
         let entries = replica.take_census();
         let table = replica.index().table();
         Some((table.bytes() as u64, table.capacity() as u64, entries))
+    }
+
+    /// How many entries of this worker's prefix table gave way before their time since this was last
+    /// asked.
+    pub fn take_evicted(&mut self) -> u64 {
+        self.replica.as_mut().map_or(0, Replica::take_evicted)
     }
 
     /// Pool and address of the endpoints that left since this was last asked.

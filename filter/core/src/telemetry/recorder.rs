@@ -98,6 +98,8 @@ pub struct Totals {
     pub predicted_cached_tokens: u64,
     /// Tokens that engines reported as cached; `None` until one reported anything.
     pub reported_cached_tokens: Option<u64>,
+    /// Entries that gave way in the prefix table.
+    pub evictions: u64,
     /// Fallbacks by cause.
     pub fallbacks: Vec<(Fallback, u64)>,
 }
@@ -397,8 +399,10 @@ impl<K: Sink> Recorder<K> {
     /// What the counters of all pools have come to, all workers together.
     pub fn totals(&mut self) -> Totals {
         let (registry, sink) = (&mut self.registry, &self.sink);
+        let evictions = registry.series(&table::TABLE_EVICTIONS, &[]);
         let fallbacks = self.fallbacks.iter();
         let mut totals = Totals {
+            evictions: registry.total(evictions, sink),
             fallbacks: fallbacks
                 .map(|(cause, handle)| (*cause, registry.total(*handle, sink)))
                 .collect(),
