@@ -295,7 +295,9 @@ impl Worker {
     /// The stream is over, however it ended.
     pub fn ended(&mut self, context: u32) -> Action {
         if let Some(mut request) = self.requests.remove(&context) {
-            let finding = request.exchange.reported(request.complete);
+            let finding = request
+                .exchange
+                .reported(&mut self.router, request.complete);
             let told = match finding {
                 Finding::Report(report) => report.output_tokens,
                 Finding::Unread(_) | Finding::Nothing => None,

@@ -125,6 +125,7 @@ fn bootstrap(args: &Args) -> anyhow::Result<Bootstrap> {
     bootstrap.set_addresses(Addresses {
         listener: port::reserve()?,
         admin: port::reserve()?,
+        status: None,
     })?;
     bootstrap.set_endpoints(POOL, &args.engines)?;
     bootstrap.set_module(&existing(&args.module)?);

@@ -214,11 +214,15 @@ impl Exchange {
     }
 
     /// What the engine reported in its answer, which is over; `complete` says that it came to its end.
-    pub fn reported(&mut self, complete: bool) -> Finding {
+    pub fn reported<S: Store>(&mut self, router: &mut Router<S>, complete: bool) -> Finding {
         let predicted = self.charge.as_ref().map_or((0, 0), |charge| {
             (charge.cached_tokens(), charge.prompt_tokens())
         });
-        self.feedback.reading().finish(complete, predicted)
+        let finding = self.feedback.reading().finish(complete, predicted);
+        if let (Some(charge), Finding::Report(report)) = (&self.charge, finding) {
+            router.recall_report(charge, &report);
+        }
+        finding
     }
 
     /// The endpoint broke off its answer.

@@ -249,7 +249,7 @@ async fn counted(stack: &Stack) -> anyhow::Result<Counted> {
     let page = stack.metrics().await?;
     let value = |name: &str| sum(&page, name, &[]).unwrap_or_default() as u64;
     Ok(Counted {
-        predicted: value("warmpath_predicted_cached_tokens_total"),
+        predicted: value("warmpath_endpoint_predicted_cached_tokens_total"),
         prompt: value("warmpath_reported_prompt_tokens_total"),
         cached: value("warmpath_reported_cached_tokens_total"),
     })

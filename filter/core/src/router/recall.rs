@@ -5,8 +5,9 @@
 //! as JSON (length (2) and text). Who shows the page reads the others' and puts all in order. Nothing is
 //! written unless the status page is configured, and the ring bounds what is.
 
-use super::Router;
+use super::{Charge, Router};
 use crate::codec::{Bytes, put_text};
+use crate::feedback::Report;
 use crate::json::object;
 use crate::recent::Entry;
 use crate::store::Store;
@@ -45,6 +46,17 @@ impl<S: Store> Router<S> {
             told.push(format!("{{\"age_ms\":{age_ms},{rest}"));
         }
         told
+    }
+
+    /// What the engine counted takes the place of what was estimated: all three are in its tokens.
+    pub(crate) fn recall_report(&mut self, charge: &Charge, report: &Report) {
+        self.recent.change(charge.recent, |entry| {
+            entry.reported_cached_tokens = report.cached_tokens;
+            if let Some(predicted) = report.predicted_tokens {
+                entry.prompt_tokens = report.prompt_tokens;
+                entry.predicted_cached_tokens = predicted;
+            }
+        });
     }
 
     /// Lets the other workers know what was decided here.
