@@ -126,8 +126,8 @@ impl Naive<'_> {
             return self.least_request();
         }
         let waiting = || self.members.iter().map(|at| self.load(*at).waiting);
-        let longest = waiting().min().unwrap_or(0) + 4;
-        let queued: u32 = waiting().map(|queue| queue.min(longest)).sum();
+        let longest = waiting().min().unwrap_or(0) * 2 + 2;
+        let queued: u32 = waiting().map(|queue| queue.min(12).min(longest)).sum();
         let q = f64::from(queued) / self.members.len() as f64;
         let alpha = 1.0 + options.stickiness * q.min(8.0);
         let home = self

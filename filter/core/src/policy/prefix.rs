@@ -7,8 +7,8 @@
 //!          + request_tokens * n + context_weight * c
 //! u     = max(16, prompt tokens - tokens held by the engine)
 //! alpha = 1 + stickiness * q
-//! q     = mean over engines of the requests without a first token, each counted to at most 4 more
-//!         than the least of them; at most 8
+//! q     = mean over engines of the requests without a first token, each counted to at most twice
+//!         the least of them and 2 more; at most 8
 //! ```
 //!
 //! `W` is the prefill work that awaits a first token at the engine, `n` its requests in flight, `c`
@@ -20,7 +20,7 @@
 //! With an `imbalance_threshold` the least loaded engine wins before any of this, once the most and
 //! the least loaded differ by that many requests.
 
-use super::{Group, Holders, Shortlist, View, group, least_request};
+use super::{Group, Holders, Shortlist, View, least_request};
 use crate::decision::Reason;
 use crate::hash::Mixer;
 use crate::load::Load;
@@ -58,11 +58,11 @@ pub struct PrefixOptions {
 
 /// No engine computes less than a block again.
 const LEAST_WORK_TOKENS: u64 = 16;
-/// How far beyond the shortest queue one counts. A queue at one engine says nothing about the cost
-/// of doing work twice while another engine is idle.
-const MOST_BEYOND_SHORTEST: usize = 4;
+/// How far a queue counts while an engine has none. What waits at one engine says little about the
+/// cost of doing work twice while another is idle, and more the more all have to do.
+const MOST_BESIDE_IDLE: usize = 2;
 /// Beyond this many waiting requests per engine, more do not make a hit worth more.
-const MOST_WAITING: usize = group::MOST_WAITING - MOST_BEYOND_SHORTEST;
+const MOST_MEAN_WAITING: f64 = 8.0;
 
 /// What an engine's load costs a request, in tokens: the part that is the same for all requests.
 pub fn load_cost(options: &PrefixOptions, load: &Load) -> f64 {
@@ -108,17 +108,17 @@ pub fn work_cost(options: &PrefixOptions, alpha: f64, work_tokens: u64, is_home:
     (alpha * work_tokens as f64 * discount).max(0.0)
 }
 
-/// The mean queue, each counted to a little more than the shortest; `members` has the number of
-/// engines by the length of their queue.
+/// The mean queue, each counted as far as the shortest allows; `members` has the number of engines
+/// by the length of their queue.
 fn mean_queue(members: &[u32]) -> f64 {
     let shortest = members.iter().position(|members| *members > 0);
-    let longest = shortest.unwrap_or_default() + MOST_BEYOND_SHORTEST;
+    let longest = 2 * shortest.unwrap_or_default() + MOST_BESIDE_IDLE;
     let (mut queued, mut count) = (0, 0);
     for (queue, members) in members.iter().enumerate() {
         queued += queue.min(longest) as u32 * members;
         count += members;
     }
-    (f64::from(queued) / f64::from(count.max(1))).min(MOST_WAITING as f64)
+    (f64::from(queued) / f64::from(count.max(1))).min(MOST_MEAN_WAITING)
 }
 
 pub(super) fn rank(view: &View, options: &PrefixOptions) -> (Vec<usize>, Reason) {
