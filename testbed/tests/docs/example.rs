@@ -172,7 +172,7 @@ fn cost(case: &Case, fleet: &Fleet, options: &PrefixOptions, engine: usize) -> f
     let requests = |engine| case.in_flight(engine);
     let queue = |engine| requests(engine).iter().filter(|(_, waits)| *waits).count();
     let queues: Vec<usize> = (0..case.engines()).map(queue).collect();
-    let most = queues.iter().min().copied().unwrap_or_default() + 2;
+    let most = 2 * queues.iter().min().copied().unwrap_or_default() + 2;
     let queued: usize = queues.iter().map(|queue| *queue.min(&most)).sum();
     let alpha = 1.0 + options.stickiness * (queued as f64 / case.engines() as f64).min(8.0);
     let held = number(case.cell(engine, "Holds")) as u64;
