@@ -488,6 +488,11 @@ impl Worker {
         for (pool, (known, usable)) in self.router.pool_sizes(now_us).into_iter().enumerate() {
             self.metrics.pool_size(pool, known, usable);
         }
+        if self.router.config().scrape.is_some() {
+            for (pool, stale) in self.router.stale_sizes(now_us).into_iter().enumerate() {
+                self.metrics.pool_stale(pool, stale);
+            }
+        }
         for row in self.router.survey(now_us) {
             let endpoint = Endpoint {
                 pool: row.pool,

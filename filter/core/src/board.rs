@@ -228,6 +228,11 @@ impl<R: Row> Board<R> {
         self.changes.note_all();
     }
 
+    /// Notes that something which is added to an endpoint's sum elsewhere has changed.
+    pub fn note(&mut self, position: usize) {
+        self.changes.note(position);
+    }
+
     /// Reads the columns of the others that are due.
     pub fn refresh<S: Store>(&mut self, store: &S, now_us: u64) {
         let spacing_us = R::READ_SPACING_US.saturating_mul(self.peers.len() as u64);

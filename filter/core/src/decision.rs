@@ -41,6 +41,8 @@ pub enum Reason {
     LesserOfTwo,
     /// It got the fewest requests within the window.
     LowestRate,
+    /// It uses the least of its KV memory.
+    LowestUsage,
     /// It owns the session.
     SessionOwner,
     /// The owner of the session is loaded beyond the bound.
@@ -64,6 +66,7 @@ impl Reason {
             Reason::LeastInFlight => "least_in_flight",
             Reason::LesserOfTwo => "lesser_of_two",
             Reason::LowestRate => "lowest_rate",
+            Reason::LowestUsage => "lowest_usage",
             Reason::SessionOwner => "session_owner",
             Reason::OwnerBusy => "owner_busy",
             Reason::LongestPrefix => "longest_prefix",

@@ -277,7 +277,7 @@ impl Exchange {
             .map_or(Field::Absent, RequestScan::model);
         match field {
             Field::Text(model) => match router.target(model) {
-                Some(target) => Ok(Some(target.clone())),
+                Some(target) => Ok(Some(target.for_model(model))),
                 None => Err(Answer::unknown_model(model)),
             },
             Field::TooLong => Err(Answer::unknown_model(b"(its name is too long)")),

@@ -3,10 +3,13 @@
 //! A policy ranks instead of picking, because Envoy's retries walk the list: the second entry is the
 //! policy's own second choice, not whoever a load balancer draws. One file per algorithm.
 
+mod adapter;
 pub mod cache_aware;
 mod consistent_hash;
+mod foreign;
 mod group;
 mod holders;
+mod least_kv;
 mod least_request;
 mod lowest_qps;
 mod power_of_two;
@@ -22,6 +25,8 @@ use crate::load::Load;
 use crate::rate::{Rate, bucket};
 use prefix::Warmth;
 
+pub use adapter::Adapter;
+pub use foreign::{Foreign, Heard, Usage, share};
 pub use group::Group;
 pub use holders::Holders;
 pub use shortlist::{Keys, Shortlist, least};
@@ -31,8 +36,12 @@ pub use shortlist::{Keys, Shortlist, least};
 pub struct View<'a> {
     /// The usable endpoints; [`catch_up`] was called for it.
     pub group: &'a Group,
-    /// Work in flight.
+    /// Work of ours in flight.
     pub loads: &'a Board<Load>,
+    /// What engines said of requests that are not ours, by position; left out: nothing.
+    pub foreign: &'a [Foreign],
+    /// The LoRA adapter that the request asks for, if it is known where it is loaded.
+    pub adapter: Option<Adapter<'a>>,
     /// Hash of the session key.
     pub key: Option<u64>,
     /// What is known of the prompt, for policies that look at it.
@@ -43,6 +52,13 @@ pub struct View<'a> {
     pub draw: u64,
     /// Most entries of the ranking.
     pub candidates: usize,
+}
+
+impl View<'_> {
+    /// The load of an endpoint, with what its engine said added to it.
+    pub fn load(&self, position: usize) -> Load {
+        group::seen(self.loads, self.foreign, position)
+    }
 }
 
 /// Endpoints in order of preference.
@@ -69,6 +85,7 @@ pub fn catch_up(
     policy: &PolicyConfig,
     group: &mut Group,
     loads: &Board<Load>,
+    foreign: &[Foreign],
     rates: &Board<Rate>,
     now_us: u64,
 ) {
@@ -76,18 +93,19 @@ pub fn catch_up(
         PolicyConfig::RoundRobin
         | PolicyConfig::Random
         | PolicyConfig::PowerOfTwo
+        | PolicyConfig::LeastKv
         | PolicyConfig::ConsistentHash {
             bounded_load: None, ..
         } => {}
         PolicyConfig::Prefix(options) => {
-            group.catch_up(loads, |load| prefix::load_cost(options, load));
+            group.catch_up(loads, foreign, |load| prefix::load_cost(options, load));
         }
         PolicyConfig::LowestQps { window_us } => {
-            group.catch_up_rates(rates, loads, bucket(now_us, *window_us));
+            group.catch_up_rates(rates, loads, foreign, bucket(now_us, *window_us));
         }
         PolicyConfig::LeastRequest
         | PolicyConfig::CacheAware(_)
-        | PolicyConfig::ConsistentHash { .. } => group.catch_up(loads, |_| 0.0),
+        | PolicyConfig::ConsistentHash { .. } => group.catch_up(loads, foreign, |_| 0.0),
     }
 }
 
@@ -98,6 +116,7 @@ pub fn rank(policy: &PolicyConfig, view: &View) -> Ranking {
         PolicyConfig::RoundRobin => round_robin::rank(view),
         PolicyConfig::Random => random::rank(view),
         PolicyConfig::LeastRequest => least_request::rank(view),
+        PolicyConfig::LeastKv => least_kv::rank(view),
         PolicyConfig::PowerOfTwo => power_of_two::rank(view),
         PolicyConfig::LowestQps { .. } => lowest_qps::rank(view),
         PolicyConfig::Prefix(options) => prefix::rank(view, options),

@@ -12,6 +12,7 @@ mod layout;
 mod recall;
 mod share;
 mod survey;
+mod words;
 
 pub use account::{Charge, Outcome};
 pub(crate) use decide::completed;
@@ -41,6 +42,7 @@ use account::Drains;
 use ahash::AHashMap;
 use judge::Members;
 use std::net::SocketAddr;
+use words::Words;
 
 /// How often the count of routers is tried, in rounds of [`UPDATE_TRIES`](crate::store::UPDATE_TRIES).
 /// Each lost try is another router's birth, so this is enough for a thousand at once. Two of one
@@ -81,6 +83,8 @@ pub struct Router<S> {
     /// When time alone may change it.
     judge_again_us: u64,
     holders: Holders,
+    /// What engines said of requests that are not ours, by position.
+    words: Words,
     /// Cache taken by the other workers' requests, in tokens, as of their events read last.
     peers_busy: Vec<u64>,
     drains: Drains,
@@ -120,6 +124,8 @@ pub struct Target {
     /// The name that the endpoints know, when the client used another.
     pub rename: Option<String>,
     group: usize,
+    /// Hash of the model's name, if it may be that of a LoRA adapter.
+    adapter: Option<u64>,
 }
 
 impl<S: Store> Router<S> {
@@ -159,6 +165,7 @@ impl<S: Store> Router<S> {
             endpoints: Vec::new(),
             identities: Vec::new(),
             peers_busy: Vec::new(),
+            words: Words::default(),
             models: AHashMap::new(),
             any_model: None,
             loads: Board::new(Vec::new()),
@@ -260,6 +267,7 @@ impl<S: Store> Router<S> {
             pool,
             rename: None,
             group: 0,
+            adapter: None,
         })
     }
 

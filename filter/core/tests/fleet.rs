@@ -14,7 +14,7 @@ use warmpath_core::scout::Reply;
 use warmpath_core::scrape::Call;
 use warmpath_core::store::MemoryStore;
 use warmpath_core::wire::orca::OrcaLoad;
-use warmpath_core::{Config, Decision, Fallback};
+use warmpath_core::{Config, Decision, Exchange, Fallback, Head, Step};
 
 const SECOND: u64 = 1_000_000;
 const TICK: u64 = SECOND / 8;
@@ -634,4 +634,207 @@ fn load_told_with_an_answer_counts_until_the_next_scrape() {
     for at in 0..2 {
         assert_eq!(seen(&world, at).0, (Some(2), Some(0), 2));
     }
+}
+
+/// A page of an engine with so many requests, and its KV usage.
+fn page(running: u32, waiting: u32, usage: f64) -> String {
+    format!(
+        "vllm:num_requests_running{{engine=\"0\"}} {running}\n\
+         vllm:num_requests_waiting{{engine=\"0\"}} {waiting}\n\
+         vllm:kv_cache_usage_perc{{engine=\"0\"}} {usage}\n"
+    )
+}
+
+/// How many of `requests` at once each engine gets.
+fn spread(world: &mut World, requests: usize) -> Vec<usize> {
+    let workers = world.workers.len();
+    let mut counts = vec![0; world.workers[0].pool_sizes(0)[0].0];
+    let charges: Vec<(usize, Charge)> = (0..requests)
+        .map(|number| {
+            let (_, charge) = world.ask(number % workers, "m").expect("endpoints");
+            counts[charge.position()] += 1;
+            (number % workers, charge)
+        })
+        .collect();
+    let now_us = world.now_us;
+    for (at, charge) in charges {
+        world.workers[at].end(charge, Outcome::Served { output_tokens: 1 }, now_us);
+    }
+    counts
+}
+
+#[test]
+fn requests_of_others_count_while_the_engines_word_is_fresh() {
+    for policy in [
+        json!("least_request"),
+        json!("power_of_two"),
+        json!("prefix"),
+        json!({"consistent_hash": {"bounded_load": 1.25}}),
+    ] {
+        let store = MemoryStore::new();
+        let mut config = fixed(3);
+        config["pools"][0]["policy"] = policy.clone();
+        let mut world = World::new(&config, 2, &store);
+        world.pages.insert(address(1), page(30, 6, 0.5));
+        (2..=3).for_each(|n| drop(world.pages.insert(address(n), page(0, 0, 0.0))));
+        world.run(3.0);
+        let counts = spread(&mut world, 30);
+        assert_eq!(world.workers[0].stale_sizes(world.now_us), [0]);
+        // Of two drawn by lot the busy one is never the less loaded.
+        assert!(counts[0] <= 1, "{policy}: {counts:?}");
+        world.pages.clear();
+        world.run(6.0);
+        assert_eq!(world.workers[0].stale_sizes(world.now_us), [3]);
+        let counts = spread(&mut world, 60);
+        assert!(counts[0] >= 10, "{policy}: {counts:?}");
+    }
+}
+
+#[test]
+fn our_own_requests_are_not_counted_twice() {
+    let store = MemoryStore::new();
+    let mut world = World::new(&fixed(2), 2, &store);
+    world.run(1.0);
+    let open: Vec<(Decision, Charge)> = (0..12)
+        .map(|number| world.ask(number % 2, "m").expect("endpoints"))
+        .collect();
+    let at = |n: usize| open.iter().filter(|it| it.1.position() == n).count();
+    assert_eq!((at(0), at(1)), (6, 6));
+    world.pages.insert(address(1), page(6, 0, 0.1));
+    world.pages.insert(address(2), page(4, 2, 0.1));
+    world.run(3.0);
+    assert_eq!(spread(&mut world, 20), [10, 10]);
+}
+
+#[test]
+fn who_uses_the_least_memory_is_asked_and_the_unknown_is_as_the_others() {
+    let store = MemoryStore::new();
+    let mut config = fixed(4);
+    config["pools"][0]["policy"] = json!("least_kv");
+    let mut world = World::new(&config, 1, &store);
+    assert_eq!(spread(&mut world, 8), [2, 2, 2, 2], "nothing is known");
+    for (n, usage) in [(1, 0.8), (2, 0.2), (3, 0.5)] {
+        world.pages.insert(address(n), page(10, 0, usage));
+    }
+    world.run(3.0);
+    let order = |decision: &Decision| decision.ranked.clone();
+    let (decision, charge) = world.ask(0, "m").expect("endpoints");
+    // The fourth is taken for one at 0.5, and has no request.
+    assert_eq!(order(&decision), [1, 3, 2]);
+    world.workers[0].end(charge, Outcome::Failed, world.now_us);
+    // Each request counts with 0.05 while nothing new is told, so nobody is first for long.
+    let counts = spread(&mut world, 40);
+    assert!(
+        counts[1] > counts[2] && counts[2] > counts[0] && counts[0] > 0,
+        "{counts:?}"
+    );
+    assert!((counts[2]..=20).contains(&counts[3]), "{counts:?}");
+    // Who tells nothing any more is not empty: our own requests alone decide.
+    world.pages.clear();
+    world.run(6.0);
+    assert_eq!(spread(&mut world, 8), [2, 2, 2, 2]);
+}
+
+#[test]
+fn requests_go_where_their_adapter_is_loaded() {
+    for policy in [json!("least_request"), json!("prefix")] {
+        let store = MemoryStore::new();
+        let mut config = fixed(3);
+        config["pools"][0]["policy"] = policy.clone();
+        config["pools"][0]["models"] = json!(["m", "tuned"]);
+        let mut world = World::new(&config, 1, &store);
+        let adapters = |loaded: &str| {
+            format!(
+                "{}vllm:lora_requests_info{{max_lora=\"1\",running_lora_adapters=\"{loaded}\",\
+                 waiting_lora_adapters=\"\"}} 1.0\n",
+                page(0, 0, 0.0)
+            )
+        };
+        world.pages.insert(address(1), adapters("other"));
+        world.pages.insert(address(2), adapters(""));
+        world.pages.insert(address(3), adapters("tuned"));
+        world.run(3.0);
+        let exchange = |world: &mut World, model: &str| {
+            let body = json!({"model": model, "prompt": "Hi"}).to_string();
+            let headers = vec![
+                (":method".to_owned(), b"POST".to_vec()),
+                (":path".to_owned(), b"/v1/completions".to_vec()),
+            ];
+            let head = Head {
+                headers: &headers,
+                end_of_stream: false,
+            };
+            let mut exchange = Exchange::default();
+            let (router, now_us) = (&mut world.workers[0], world.now_us);
+            exchange.on_headers(router, head, now_us);
+            match exchange.on_body(router, body.as_bytes(), true, now_us) {
+                Step::Route(decision) => decision.ranked,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(exchange(&mut world, "tuned"), [2, 1, 0], "{policy}");
+        // A preference, not a rule: the engine's queue counts against it.
+        let mut firsts = BTreeSet::new();
+        for _ in 0..60 {
+            firsts.insert(exchange(&mut world, "tuned")[0]);
+        }
+        assert_eq!(firsts.len(), 3, "{policy}");
+    }
+}
+
+/// Two Envoys that share nothing and know of each other by scrapes of a second ago.
+#[test]
+fn routers_that_see_each_other_late_do_not_run_in_herds() {
+    let uneven = |scraped: bool| {
+        let stores = [MemoryStore::new(), MemoryStore::new()];
+        let mut envoys: Vec<World> = stores
+            .iter()
+            .map(|store| World::new(&fixed(4), 1, store))
+            .collect();
+        let mut open: Vec<(u64, usize, Charge)> = Vec::new();
+        let (mut random, mut most_uneven, mut samples) = (7, 0, 0);
+        for step in 0..4000_u64 {
+            let now_us = 1_000 * SECOND + step * 25_000;
+            let (ended, left) = open.into_iter().partition(|it| it.0 <= now_us);
+            open = left;
+            for (_, at, charge) in ended {
+                let envoy: &mut World = &mut envoys[at];
+                envoy.workers[0].end(charge, Outcome::Served { output_tokens: 9 }, now_us);
+            }
+            let at_engine = |open: &[(u64, usize, Charge)], n: usize| {
+                open.iter().filter(|it| it.2.position() == n).count()
+            };
+            for envoy in &mut envoys {
+                for n in 1..=4 {
+                    let there = at_engine(&open, n - 1) as u32;
+                    envoy.pages.insert(address(n), page(there, 0, 0.1));
+                }
+                if !scraped {
+                    envoy.pages.clear();
+                }
+                envoy.now_us = now_us;
+                if step % 5 == 0 {
+                    envoy.tick(0);
+                }
+            }
+            // 40 a second, 0.5 to 4.5 s each: 100 in flight, through either Envoy by lot.
+            let at =
+                warmpath_core::policy::below(warmpath_core::policy::next_random(&mut random), 2);
+            let lasts_us = 500_000 + warmpath_core::policy::next_random(&mut random) % 4_000_000;
+            let (_, charge) = envoys[at].ask(0, "m").expect("endpoints");
+            open.push((now_us + lasts_us, at, charge));
+            if step > 400 {
+                let counts: Vec<usize> = (0..4).map(|n| at_engine(&open, n)).collect();
+                let (most, least) = (counts.iter().max(), counts.iter().min());
+                most_uneven += most.expect("four") - least.expect("four");
+                samples += 1;
+            }
+        }
+        f64::from(most_uneven as u32) / f64::from(samples)
+    };
+    let (alone, knowing) = (uneven(false), uneven(true));
+    assert!(
+        knowing < alone + 0.5,
+        "most minus least: {knowing} with scrapes, {alone} without"
+    );
 }

@@ -12,7 +12,7 @@ use warmpath_core::board::Board;
 use warmpath_core::config::PolicyConfig;
 use warmpath_core::load::Load;
 use warmpath_core::policy::prefix::{PrefixOptions, Warmth, load_cost, work_cost};
-use warmpath_core::policy::{self, Group, Holders, View};
+use warmpath_core::policy::{self, Adapter, Foreign, Group, Holders, Usage, View};
 use warmpath_core::rate::{Rate, bucket};
 use warmpath_core::{Config, hash};
 
@@ -23,6 +23,10 @@ const ENDPOINTS: usize = 100;
 struct Round {
     /// Endpoint, requests in flight, those that wait, tokens, last use.
     loads: Vec<(usize, u32, u32, u64, u64)>,
+    /// Endpoint, requests there that are not ours, those that wait, tokens, use of memory.
+    words: Vec<(usize, u32, u32, u64, Option<u32>)>,
+    /// Endpoints that have the request's adapter loaded, and those that have no place for it.
+    adapter: Option<(Vec<usize>, Vec<bool>)>,
     /// Endpoints that got a request.
     requests: Vec<usize>,
     /// Endpoint and the tokens it holds.
@@ -35,30 +39,41 @@ struct Round {
 fn round() -> impl Strategy<Value = Round> {
     // Small numbers, so that equal costs are common.
     let load = (0..ENDPOINTS, 0..6_u32, 0..14_u32, 0..4_u64, 0..3_u64);
+    let usage = prop::option::of((0..5_u32).prop_map(|fifth| fifth * 200_000));
+    let word = (0..ENDPOINTS, 0..4_u32, 0..3_u32, 0..3_u64, usage);
+    let loaded = vec(0..ENDPOINTS, 0..20);
+    let adapter = prop::option::of((loaded, vec(any::<bool>(), ENDPOINTS)));
     (
         vec(load, 0..150),
+        vec(word, 0..40),
+        adapter,
         vec(0..ENDPOINTS, 0..9),
         vec((0..ENDPOINTS, 0..8_u64), 0..6),
         1..8_u64,
         0..5_u64,
         0..2_000_000_u64,
     )
-        .prop_map(|(loads, requests, held, prompt, key, later_us)| Round {
-            loads,
-            requests,
-            held: held
-                .into_iter()
-                .map(|(at, tokens)| (at, tokens * 128))
-                .collect(),
-            prompt_tokens: prompt * 128,
-            key,
-            later_us,
-        })
+        .prop_map(
+            |(loads, words, adapter, requests, held, prompt, key, later_us)| Round {
+                loads,
+                words,
+                adapter,
+                requests,
+                held: held
+                    .into_iter()
+                    .map(|(at, tokens)| (at, tokens * 128))
+                    .collect(),
+                prompt_tokens: prompt * 128,
+                key,
+                later_us,
+            },
+        )
 }
 
 fn policies() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec![
         r#""least_request""#,
+        r#""least_kv""#,
         r#"{"lowest_qps": {"window_s": 5}}"#,
         r#""consistent_hash""#,
         r#"{"consistent_hash": {"bounded_load": 1.0}}"#,
@@ -84,6 +99,7 @@ struct Naive<'a> {
     members: &'a [usize],
     identities: &'a [u64],
     loads: &'a Board<Load>,
+    foreign: &'a [Foreign],
     rates: &'a Board<Rate>,
     holders: &'a Holders,
     round: &'a Round,
@@ -92,7 +108,43 @@ struct Naive<'a> {
 
 impl Naive<'_> {
     fn load(&self, position: usize) -> Load {
-        self.loads.total(position).copied().unwrap_or_default()
+        let mut load = self.loads.total(position).copied().unwrap_or_default();
+        load.in_flight += self.foreign[position].requests;
+        load.waiting += self.foreign[position].waiting;
+        load.prefill_tokens += self.foreign[position].prefill_tokens;
+        load
+    }
+
+    /// Steps of an endpoint from having the adapter loaded.
+    fn steps(&self, position: usize) -> u32 {
+        match &self.round.adapter {
+            Some((loaded, _)) if loaded.contains(&position) => 0,
+            Some((_, full)) if full[position] => 2,
+            Some(_) => 1,
+            None => 0,
+        }
+    }
+
+    fn least_kv(&self) -> Vec<usize> {
+        let ours = |at: usize| i64::from(self.loads.total(at).map_or(0, |load| load.in_flight));
+        let usages = self.members.iter().filter_map(|at| {
+            let usage = self.foreign[*at].usage?;
+            Some((i64::from(usage.ppm), i64::from(usage.requests), ours(*at)))
+        });
+        let usages: Vec<(i64, i64, i64)> = usages.collect();
+        let known = usages.len().max(1) as i64;
+        let used: i64 = usages.iter().map(|usage| usage.0).sum();
+        let requests: i64 = usages.iter().map(|usage| usage.1).sum();
+        let mean_ours = usages.iter().map(|usage| usage.2).sum::<i64>() / known;
+        let each = (used / requests.max(1)).clamp(1000, 1_000_000);
+        self.sorted(|at| {
+            let told = self.foreign[at].usage;
+            let told = told.map(|usage| (i64::from(usage.ppm), i64::from(usage.ours)));
+            let (ppm, then) = told.unwrap_or((used / known, mean_ours));
+            let used = (ppm + (ours(at) - then) * each).max(0);
+            let load = self.load(at);
+            (used / 10_000, load.in_flight, load.last_used_us)
+        })
     }
 
     fn score(&self, position: usize) -> u64 {
@@ -106,7 +158,10 @@ impl Naive<'_> {
     }
 
     fn least_request(&self) -> Vec<usize> {
-        self.sorted(|at| (self.load(at).in_flight, self.load(at).last_used_us))
+        self.sorted(|at| {
+            let in_flight = self.load(at).in_flight + 4 * self.steps(at);
+            (in_flight, self.load(at).last_used_us)
+        })
     }
 
     fn most_and_fewest(&self) -> (u32, u32) {
@@ -139,7 +194,8 @@ impl Naive<'_> {
             let held = self.holders.tokens(at);
             let work = self.round.prompt_tokens.saturating_sub(held).max(16);
             let own = work_cost(options, alpha, work, Some(at) == home);
-            let cost = load_cost(options, &self.load(at)) + own;
+            let away = options.lora_tokens * f64::from(self.steps(at));
+            let cost = load_cost(options, &self.load(at)) + (own + away);
             (cost.max(0.0).to_bits(), Reverse(self.score(at)))
         })
     }
@@ -147,10 +203,12 @@ impl Naive<'_> {
     fn rank(&self, policy: &PolicyConfig) -> Vec<usize> {
         match policy {
             PolicyConfig::LeastRequest => self.least_request(),
+            PolicyConfig::LeastKv => self.least_kv(),
             PolicyConfig::LowestQps { window_us } => self.sorted(|at| {
                 let rate = self.rates.total(at).copied().unwrap_or_default();
                 (
                     rate.requests(bucket(self.now_us, *window_us)),
+                    self.foreign[at].requests,
                     self.load(at).last_used_us,
                 )
             }),
@@ -206,6 +264,7 @@ proptest! {
         let mut rates: Board<Rate> = Board::new(vec![None; ENDPOINTS]);
         let mut group = Group::new(members.clone(), &identities);
         let mut holders = Holders::new(ENDPOINTS);
+        let mut foreign = vec![Foreign::default(); ENDPOINTS];
         let mut now_us = 10_000_000;
         for round in &rounds {
             now_us += round.later_us;
@@ -219,15 +278,26 @@ proptest! {
                     last_used_us,
                 });
             }
+            for (at, requests, waiting, tokens, ppm) in round.words.iter().copied() {
+                foreign[at] = Foreign {
+                    requests,
+                    waiting,
+                    prefill_tokens: tokens * 100,
+                    usage: ppm.map(|ppm| Usage { ppm, requests: requests + 1, ours: waiting }),
+                };
+                loads.note(at);
+            }
             for at in &round.requests {
                 rates.change(*at, |rate| rate.count(bucket(now_us, 5_000_000)));
             }
             holders.clear();
             round.held.iter().for_each(|(at, tokens)| holders.set(*at, *tokens));
-            policy::catch_up(&policy, &mut group, &loads, &rates, now_us);
+            policy::catch_up(&policy, &mut group, &loads, &foreign, &rates, now_us);
             let ranking = policy::rank(&policy, &View {
                 group: &group,
                 loads: &loads,
+                foreign: &foreign,
+                adapter: round.adapter.as_ref().map(|(loaded, full)| Adapter { loaded, full }),
                 key: Some(round.key),
                 warmth: Some(Warmth {
                     tokens: round.prompt_tokens,
@@ -242,6 +312,7 @@ proptest! {
                 members: &members,
                 identities: &identities,
                 loads: &loads,
+                foreign: &foreign,
                 rates: &rates,
                 holders: &holders,
                 round,

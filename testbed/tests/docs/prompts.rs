@@ -78,6 +78,7 @@ fn defaults_of_the_prompt_policies_are_those_of_the_code() {
         ("prefix.home_affinity", prefix.home_affinity),
         ("prefix.request_tokens", prefix.request_tokens),
         ("prefix.context_weight", prefix.context_weight),
+        ("prefix.lora_tokens", prefix.lora_tokens),
         ("cache_aware.cache_threshold", aware.cache_threshold),
         (
             "cache_aware.balance_rel_threshold",

@@ -24,6 +24,8 @@ const STICKINESS: f64 = 4.0;
 const REQUEST_TOKENS: f64 = 100.0;
 /// A context slows every decode step a little. Not tuned.
 const CONTEXT_WEIGHT: f64 = 0.03;
+/// A fifth of a second of prefill, about what it takes to load an adapter from memory. Not tuned.
+const LORA_TOKENS: f64 = 2000.0;
 /// The defaults of vllm-project/router.
 const CACHE_THRESHOLD: f64 = 0.3;
 const BALANCE_ABS_THRESHOLD: u64 = 64;
@@ -77,6 +79,8 @@ pub enum PolicyConfig {
     Random,
     /// Fewest requests in flight.
     LeastRequest,
+    /// Lowest use of KV memory.
+    LeastKv,
     /// The less loaded of two drawn by lot.
     PowerOfTwo,
     /// Fewest requests within a window.
@@ -104,6 +108,7 @@ impl PolicyConfig {
             PolicyConfig::RoundRobin => "round_robin",
             PolicyConfig::Random => "random",
             PolicyConfig::LeastRequest => "least_request",
+            PolicyConfig::LeastKv => "least_kv",
             PolicyConfig::PowerOfTwo => "power_of_two",
             PolicyConfig::LowestQps { .. } => "lowest_qps",
             PolicyConfig::Prefix(_) => "prefix",
@@ -338,10 +343,11 @@ fn address(reader: &mut Reader, path: &str, value: &Value) -> Option<SocketAddr>
     parsed
 }
 
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 9] = [
     "round_robin",
     "random",
     "least_request",
+    "least_kv",
     "power_of_two",
     "lowest_qps",
     "prefix",
@@ -357,6 +363,7 @@ fn policy(reader: &mut Reader, path: &str, value: &Value) -> Option<PolicyConfig
     let policy = match kind {
         "round_robin" => PolicyConfig::RoundRobin,
         "random" => PolicyConfig::Random,
+        "least_kv" => PolicyConfig::LeastKv,
         "power_of_two" => PolicyConfig::PowerOfTwo,
         "lowest_qps" => {
             let window_s = fields.count(reader, "window_s", 1..=3600, WINDOW_S);
@@ -403,6 +410,9 @@ fn prefix(reader: &mut Reader, fields: &mut Fields) -> PrefixOptions {
         context_weight: fields
             .number(reader, "context_weight", 0.0..=10.0)
             .unwrap_or(CONTEXT_WEIGHT),
+        lora_tokens: fields
+            .number(reader, "lora_tokens", 0.0..=1e6)
+            .unwrap_or(LORA_TOKENS),
         imbalance_threshold: fields
             .optional_count(reader, "imbalance_threshold", 1..=1_000_000, "off")
             .map(|requests| requests as u32),

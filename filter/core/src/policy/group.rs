@@ -5,7 +5,7 @@
 //! costs nothing, whatever changes meanwhile.
 
 use super::shortlist::BLOCK;
-use super::{Keys, Shortlist};
+use super::{Foreign, Keys, Shortlist};
 use crate::board::Board;
 use crate::hash::{Mixer, Prepared};
 use crate::load::Load;
@@ -30,8 +30,11 @@ pub struct Group {
     with_waiting: [u32; MOST_WAITING + 1],
     total_in_flight: u32,
     rates_seen: Option<RatesSeen>,
-    requests: Keys<(u32, u64)>,
+    requests: Keys<RateKey>,
 }
+
+/// Requests of a window, those that are not ours, and the time of the last use.
+pub type RateKey = (u32, u32, u64);
 
 impl Group {
     /// A group of the endpoints at these distinct positions; `identities` are those of all endpoints
@@ -144,17 +147,24 @@ impl Group {
         &self.with_waiting
     }
 
-    /// Requests of the window and time of the last use, by place, as of [`Group::catch_up_rates`].
-    pub fn requests(&self) -> &Keys<(u32, u64)> {
+    /// What `lowest_qps` compares, by place, as of [`Group::catch_up_rates`].
+    pub fn requests(&self) -> &Keys<RateKey> {
         &self.requests
     }
 
-    /// Takes over the loads that changed since the last time; `cost` must be the same every time.
-    pub fn catch_up(&mut self, loads: &Board<Load>, cost: impl Fn(&Load) -> f64) {
+    /// Takes over the loads that changed since the last time, with the engines' words added to them;
+    /// a change of a word must have been noted in `loads`, and `cost` must be the same every time.
+    pub fn catch_up(
+        &mut self,
+        loads: &Board<Load>,
+        foreign: &[Foreign],
+        cost: impl Fn(&Load) -> f64,
+    ) {
+        let load = |position| seen(loads, foreign, position);
         let seen = self.loads_seen.replace(loads.changes());
         if let Some(changed) = seen.and_then(|seen| loads.changed_since(seen)) {
             for position in changed {
-                self.renew(position, loads, &cost);
+                self.renew(position, load(position), &cost);
             }
             return;
         }
@@ -168,15 +178,15 @@ impl Group {
         self.with_waiting[0] = size as u32;
         self.total_in_flight = 0;
         for place in 0..size {
-            self.renew(self.position(place), loads, &cost);
+            let position = self.position(place);
+            self.renew(position, load(position), &cost);
         }
     }
 
-    fn renew(&mut self, position: usize, loads: &Board<Load>, cost: impl Fn(&Load) -> f64) {
+    fn renew(&mut self, position: usize, load: Load, cost: impl Fn(&Load) -> f64) {
         let Some(place) = self.place(position) else {
             return;
         };
-        let load = loads.total(position).copied().unwrap_or_default();
         if let Some(in_flight) = self.in_flight.get_mut(place) {
             let others = self.total_in_flight.saturating_sub(*in_flight);
             self.total_in_flight = others.saturating_add(load.in_flight);
@@ -197,7 +207,13 @@ impl Group {
 
     /// Takes over the request counts of the window that ends with `bucket`, and when members were last
     /// used: what changed since the last time, or all when it was in another bucket.
-    pub fn catch_up_rates(&mut self, rates: &Board<Rate>, loads: &Board<Load>, bucket: u32) {
+    pub fn catch_up_rates(
+        &mut self,
+        rates: &Board<Rate>,
+        loads: &Board<Load>,
+        foreign: &[Foreign],
+        bucket: u32,
+    ) {
         let seen = self.rates_seen.replace(RatesSeen {
             bucket,
             rates: rates.changes(),
@@ -208,7 +224,8 @@ impl Group {
                 .total(position)
                 .map_or(0, |rate| rate.requests(bucket));
             let last_used_us = loads.total(position).map_or(0, |load| load.last_used_us);
-            (requests, last_used_us)
+            let not_ours = foreign.get(position).map_or(0, |word| word.requests);
+            (requests, not_ours, last_used_us)
         };
         let changed = seen.filter(|seen| seen.bucket == bucket).and_then(|seen| {
             let of_rates = rates.changed_since(seen.rates)?;
@@ -225,6 +242,13 @@ impl Group {
             }
         }
     }
+}
+
+/// The load of an endpoint with the engine's word added to it.
+pub(super) fn seen(loads: &Board<Load>, foreign: &[Foreign], position: usize) -> Load {
+    let own = loads.total(position).copied().unwrap_or_default();
+    let word = foreign.get(position).copied().unwrap_or_default();
+    word.added_to(&own)
 }
 
 /// What [`Group::requests`] was made of.

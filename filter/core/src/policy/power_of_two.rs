@@ -7,7 +7,7 @@ use crate::decision::Reason;
 
 pub(super) fn rank(view: &View) -> (Vec<usize>, Reason) {
     let mut ranked = random::draw(view, view.candidates.max(2));
-    let load = |position: &usize| view.loads.total(*position).copied().unwrap_or_default();
+    let load = |position: &usize| view.load(*position);
     if let [first, second, ..] = ranked.as_mut_slice() {
         let (a, b) = (load(first), load(second));
         if (b.in_flight, b.last_used_us) < (a.in_flight, a.last_used_us) {

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! cost = W + alpha * u * (1 - home_affinity * [engine is the conversation's home])
-//!          + request_tokens * n + context_weight * c
+//!          + request_tokens * n + context_weight * c + lora_tokens * s
 //! u     = max(16, prompt tokens - tokens held by the engine)
 //! alpha = 1 + stickiness * q
 //! q     = mean over engines of the requests without a first token, each counted to at most twice
@@ -12,7 +12,8 @@
 //! ```
 //!
 //! `W` is the prefill work that awaits a first token at the engine, `n` its requests in flight, `c`
-//! their context tokens. `u` is our own work there; it weighs more the more is queued anywhere,
+//! their context tokens, `s` how far it is from having the request's [LoRA adapter](super::Adapter)
+//! loaded. `u` is our own work there; it weighs more the more is queued anywhere,
 //! because work done twice delays everybody behind it (`alpha`; a greedy router has alpha 1 and tips
 //! over at saturation). Equal costs, as those of a cold prompt on an idle fleet, are decided by the
 //! conversation's rendezvous rank, so that replicas which share nothing still agree.
@@ -52,6 +53,8 @@ pub struct PrefixOptions {
     pub request_tokens: f64,
     /// Cost of a context token in flight, in tokens.
     pub context_weight: f64,
+    /// Cost of each step that an engine is from having the request's LoRA adapter loaded, in tokens.
+    pub lora_tokens: f64,
     /// Difference in requests at which only load counts.
     pub imbalance_threshold: Option<u32>,
 }
@@ -138,7 +141,14 @@ pub(super) fn rank(view: &View, options: &PrefixOptions) -> (Vec<usize>, Reason)
         self::work_cost(options, alpha, work(&warmth, position), is_home)
     };
     let cold_cost = self::work_cost(options, alpha, warmth.tokens.max(LEAST_WORK_TOKENS), false);
-    let ranked = cheapest(view, &warmth, home, cold_cost, work_cost);
+    let ranked = cheapest(
+        view,
+        &warmth,
+        home,
+        cold_cost,
+        options.lora_tokens,
+        work_cost,
+    );
     let reason = reason(group, &warmth, ranked.first().copied());
     (ranked, reason)
 }
@@ -152,11 +162,16 @@ fn cheapest(
     warmth: &Warmth,
     home: Option<usize>,
     cold_cost: f64,
+    lora_tokens: f64,
     work_cost: impl Fn(usize) -> f64,
 ) -> Vec<usize> {
     let group = view.group;
     // The bits of a float that is not negative are in its order.
     let cost = |load_cost: f64, work_cost: f64| (load_cost + work_cost).to_bits();
+    let away = |position| {
+        view.adapter
+            .map_or(0.0, |it| lora_tokens * f64::from(it.steps(position)))
+    };
     let conversation = Mixer::new(warmth.conversation);
     let mut list: Shortlist<(u64, Reverse<u64>, usize)> = Shortlist::new(view.candidates);
     let holds = |position| warmth.holders.tokens(position) > 0;
@@ -167,7 +182,7 @@ fn cheapest(
             && let Some(score) = conversation.at_least(identity, 0)
         {
             let load_cost = group.costs().get(place).unwrap_or_default();
-            let cost = cost(load_cost, work_cost(position));
+            let cost = cost(load_cost, work_cost(position) + away(position));
             list.offer((cost, Reverse(score), position));
         }
     }
@@ -182,7 +197,7 @@ fn cheapest(
             continue;
         }
         for ((load_cost, identity), position) in costs.iter().zip(identities).zip(members) {
-            let cost = cost(*load_cost, cold_cost);
+            let cost = cost(*load_cost, cold_cost + away(*position));
             if cost > most {
                 continue;
             }

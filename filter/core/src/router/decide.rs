@@ -8,7 +8,7 @@ use crate::config::PolicyConfig;
 use crate::decision::{Decision, Fallback, Reason, Rewrite};
 use crate::load::Load;
 use crate::policy::prefix::{Warmth, work};
-use crate::policy::{self, Group, Holders, Ranking, View};
+use crate::policy::{self, Adapter, Foreign, Group, Holders, Ranking, View};
 use crate::prefix::{self, BYTES_PER_TOKEN, CHUNK_TOKENS, Event, Kind};
 use crate::rate;
 use crate::recent::Entry;
@@ -73,11 +73,14 @@ impl<'a> Weighing<'a> {
         &self,
         group: &'a Group,
         loads: &'a Board<Load>,
+        words: (&'a [Foreign], Option<Adapter<'a>>),
         candidates: usize,
     ) -> View<'a> {
         View {
             group,
             loads,
+            foreign: words.0,
+            adapter: words.1,
             key: self.key,
             warmth: self.warmth,
             turn: self.turn,
@@ -124,7 +127,14 @@ impl<S: Store> Router<S> {
             PolicyConfig::RoundRobin => count(&self.store, &turn_key(&pool.name, target.group)),
             _ => None,
         };
-        policy::catch_up(deciding, group, &self.loads, &self.rates, now_us);
+        policy::catch_up(
+            deciding,
+            group,
+            &self.loads,
+            self.words.foreign(),
+            &self.rates,
+            now_us,
+        );
         let looks = deciding.kv_tokens().is_some();
         let prompt = ask.prompt.filter(|_| looks);
         let mut holders = std::mem::take(&mut self.holders);
@@ -147,11 +157,15 @@ impl<S: Store> Router<S> {
             return Err(self.refusal(target, now_us));
         };
         let work_tokens = weighing.warmth.map_or(0, |warmth| work(&warmth, position));
+        let warmth_known = weighing.warmth.is_some();
         if let Some(window_us) = window_us {
             let bucket = rate::bucket(now_us, window_us);
             self.rates.change(position, |rate| rate.count(bucket));
         }
         self.probe(position, now_us);
+        if warmth_known {
+            self.words.learn_work(work_tokens);
+        }
         let mut charge = self.charge(position, work_tokens, prompt, now_us);
         charge.ranked.clone_from(&ranked);
         charge.recent = self.recent.enter(Entry {
@@ -202,7 +216,12 @@ impl<S: Store> Router<S> {
         let mut ranking = match self.config.pools.get(target.pool) {
             Some(pool) => policy::rank(
                 &pool.policy,
-                &weighing.view(group, &self.loads, pool.candidates),
+                &weighing.view(
+                    group,
+                    &self.loads,
+                    (self.words.foreign(), self.adapter(target, group)),
+                    pool.candidates,
+                ),
             ),
             None => Ranking {
                 ranked: Vec::new(),

@@ -71,7 +71,14 @@ impl<S: Store> Router<S> {
         let fit = self.fit(target.pool, &members.all, now_us);
         let last_resort = fit.usable < fit.ranked.len();
         let mut group = Group::new(fit.ranked, &self.identities);
-        policy::catch_up(deciding, &mut group, &self.loads, &self.rates, now_us);
+        policy::catch_up(
+            deciding,
+            &mut group,
+            &self.loads,
+            self.words.foreign(),
+            &self.rates,
+            now_us,
+        );
         let looks = deciding.kv_tokens().is_some();
         let prompt = ask.prompt.filter(|_| looks);
         let mut holders = Holders::new(self.endpoints.len());
@@ -99,7 +106,15 @@ impl<S: Store> Router<S> {
             _ => None,
         };
         let candidate = |position: &usize| {
-            let (cost, terms) = self.terms(deciding, &weighing, &group, scale, *position, now_us);
+            let (mut cost, mut terms) =
+                self.terms(deciding, &weighing, &group, scale, *position, now_us);
+            if let (PolicyConfig::Prefix(options), Some(adapter), Some(cost)) =
+                (deciding, self.adapter(target, &group), cost.as_mut())
+            {
+                let away = options.lora_tokens * f64::from(adapter.steps(*position));
+                *cost += away;
+                terms.push(("lora", away));
+            }
             Candidate {
                 position: *position,
                 state: self.state(target.pool, *position, now_us),
@@ -170,7 +185,9 @@ impl<S: Store> Router<S> {
         scale: Scale,
         position: usize,
     ) -> (Option<f64>, Vec<(&'static str, f64)>) {
-        let load = self.loads.total(position).copied().unwrap_or_default();
+        let own = self.loads.total(position).copied().unwrap_or_default();
+        let word = self.words.foreign().get(position).copied();
+        let load = word.unwrap_or_default().added_to(&own);
         let [queue, requests, context] = prefix::load_terms(options, &load);
         let own_work = prefix::work(warmth, position);
         let is_home = scale.home == Some(position);

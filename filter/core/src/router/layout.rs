@@ -87,6 +87,7 @@ impl<S: Store> Router<S> {
         self.set_capacities();
         self.judged = self.judged.wrapping_add(1);
         self.judge_again_us = 0;
+        self.hear(now_us);
     }
 
     /// Notes for the metrics who leaves, and which pools change.
@@ -184,6 +185,7 @@ impl<S: Store> Router<S> {
                 pool: index,
                 rename: None,
                 group: 0,
+                adapter: None,
             });
         }
         for name in names {
@@ -203,6 +205,7 @@ impl<S: Store> Router<S> {
                 pool: index,
                 rename,
                 group,
+                adapter: Some(hash::hash(model.as_bytes())),
             };
             // Two pools may discover the same name; the first in the config has it.
             self.models.entry(name.into_bytes()).or_insert(target);
@@ -232,6 +235,7 @@ impl<S: Store> Router<S> {
             pool: index,
             rename: None,
             group: pool.groups.len() - 1,
+            adapter: None,
         };
         for name in gone {
             self.models.insert(name.into_bytes(), target.clone());

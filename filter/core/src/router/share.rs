@@ -21,6 +21,7 @@ impl<S: Store> Router<S> {
         if self.scout.follow(&self.store) {
             self.follow_fleet(now_us);
         }
+        self.forget_words(now_us);
         if !self.joined {
             self.watch(now_us);
             return;
@@ -137,6 +138,7 @@ impl<S: Store> Router<S> {
             self.lay_out(now_us);
         } else {
             self.set_capacities();
+            self.hear(now_us);
         }
         self.forget_restarted();
         self.judged = self.judged.wrapping_add(1);

@@ -4,6 +4,7 @@ use super::{Router, State};
 use crate::fleet::Engine;
 use crate::load::Load;
 use crate::prefix::Replica;
+use crate::scout::Scout;
 use crate::store::Store;
 use std::net::SocketAddr;
 
@@ -122,6 +123,19 @@ impl<S: Store> Router<S> {
             (all.len(), all.iter().filter(usable).count())
         };
         self.pools.iter().enumerate().map(size).collect()
+    }
+
+    /// How many endpoints of each pool told of themselves once, but too long ago for decisions.
+    pub fn stale_sizes(&self, now_us: u64) -> Vec<usize> {
+        let stale_ms = Scout::stale_ms(&self.config);
+        let is_stale = |position: &&usize| {
+            let endpoint = self.endpoints.get(**position);
+            let engine = endpoint.and_then(|it| self.scout.fleet().engines.get(&it.socket));
+            engine.is_some_and(|it| it.told_ms > 0 && !it.is_fresh(now_us / 1000, stale_ms))
+        };
+        let all = self.pools.iter().map(|pool| pool.groups.first());
+        all.map(|all| all.map_or(0, |all| all.all.iter().filter(is_stale).count()))
+            .collect()
     }
 
     /// Bytes, room and live entries of this worker's prefix table, if it has one in use.

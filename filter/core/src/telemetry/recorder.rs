@@ -334,6 +334,13 @@ impl<K: Sink> Recorder<K> {
         });
     }
 
+    /// Of how many endpoints of a pool the figures are too old to be used. A gauge.
+    pub fn pool_stale(&mut self, pool: usize, stale: usize) {
+        self.in_pool(pool, |registry, series| {
+            registry.set(series.stale, stale as u64);
+        });
+    }
+
     /// An endpoint has left its pool. Its gauges become 0, the code of what is gone: a metric cannot
     /// be removed. For every worker, and any number of times.
     pub fn gone(&mut self, endpoint: Endpoint) {

@@ -29,6 +29,7 @@ pub struct PoolSeries {
     pub load_reports: Handle,
     pub known: Handle,
     pub usable: Handle,
+    pub stale: Handle,
     pub scrape_duration: Handle,
     pub discovery_changes: Handle,
 }
@@ -88,6 +89,7 @@ impl PoolSeries {
             load_reports: series(&table::LOAD_REPORTS),
             known: series(&table::KNOWN),
             usable: series(&table::USABLE),
+            stale: series(&table::STALE),
             scrape_duration: series(&table::SCRAPE_DURATION),
             discovery_changes: series(&table::DISCOVERY_CHANGES),
         }

@@ -117,6 +117,8 @@ table! {
         "endpoints of the pool";
     USABLE: Gauge "warmpath_pool_usable_endpoints", Endpoints [Pool]
         "endpoints of the pool that requests are sent to";
+    STALE: Gauge "warmpath_pool_stale_endpoints", Endpoints [Pool]
+        "endpoints of the pool whose metrics were read but are too old to be used";
     SCRAPE_AGE: Gauge "warmpath_scrape_age_milliseconds", Milliseconds [Pool, Endpoint]
         "age of what is known of the engine's metrics";
     SCRAPE_DURATION: Histogram "warmpath_scrape_duration_milliseconds", Milliseconds [Pool]

@@ -276,6 +276,7 @@ fn who_leaves_clears_the_gauges_it_wrote() {
     let mut writer = recorder(&written);
     writer.alive(3, 90_000_000);
     writer.pool_size(0, 4, 3);
+    writer.pool_stale(0, 1);
     writer.prefix_table(1 << 20, 4096, 17);
     writer.flush();
     assert_eq!(written.value(&stat(&table::WORKERS, &[])), Some(3));
