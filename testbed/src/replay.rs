@@ -168,6 +168,7 @@ pub async fn compare(plan: &Plan) -> anyhow::Result<Comparison> {
         shared: true,
         seed: plan.seed,
         time_scale: plan.slice.time_scale,
+        scrape_interval_ms: None,
     };
     let workload = &plan.slice.workload;
     // Requests to real engines say how many tokens they want.

@@ -74,6 +74,10 @@ pub struct Args {
     /// What routers share.
     #[arg(long, value_enum, default_value_t = Shared::None)]
     shared: Shared,
+    /// Milliseconds between two scrapes of an engine by each router of the `prefix` policy [default:
+    /// never].
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(100..=600_000))]
+    scrape_interval: Option<u64>,
     /// Seeds; figures are means over them.
     #[arg(long, value_delimiter = ',', default_value = "1")]
     seed: Vec<u64>,
@@ -185,6 +189,7 @@ fn base_scenario(args: &Args, workload: &Workload) -> anyhow::Result<Scenario> {
         shared: args.shared == Shared::All,
         seed: args.seed.first().copied().unwrap_or(1),
         time_scale: 1.0,
+        scrape_interval_ms: args.scrape_interval,
     })
 }
 

@@ -55,6 +55,12 @@ impl<'a> FleetView<'a> {
             .unwrap_or_default()
     }
 
+    /// What the engine's metrics page would say at this moment, and its size.
+    pub fn told(&self, engine: usize) -> Option<(Stats, &'a ModelParams)> {
+        let engine = self.engines.get(engine)?;
+        Some((engine.model.stats(), engine.model.params()))
+    }
+
     /// Truth: prompt tokens that the engine's cache would serve now.
     pub fn cached_tokens(&self, engine: usize, request: &SimRequest) -> u32 {
         self.engines.get(engine).map_or(0, |e| {

@@ -12,6 +12,7 @@ mod oracle;
 mod ours;
 mod prefix;
 mod round_robin;
+mod scraping;
 
 use std::fmt;
 
@@ -31,7 +32,7 @@ pub trait Policy {
     /// The last token.
     fn done(&mut self, _req: &SimRequest, _engine: usize, _now_us: u64) {}
     /// Time passes; called in the policy's [`tick_period_us`](Self::tick_period_us).
-    fn tick(&mut self, _now_us: u64) {}
+    fn tick(&mut self, _fleet: &FleetView<'_>, _now_us: u64) {}
     /// How often it is told that time passes; `None` if it does not care.
     fn tick_period_us(&self) -> Option<u64> {
         None
@@ -51,6 +52,8 @@ pub struct Setup {
     pub kv_tokens: u64,
     /// Seed of this router's random choices.
     pub seed: u64,
+    /// How often routers of the `prefix` policy scrape the engines; `None`: never.
+    pub scrape_interval_ms: Option<u64>,
 }
 
 impl Setup {
@@ -113,7 +116,7 @@ impl Spec {
             _ => bail!(
                 "policy: got {text}, want round_robin, least_request, p2c, consistent_hash, \
                  cache_aware[=THRESHOLD/ABS/REL], gie, gie_capped, dynamo_approx, \
-                 oracle[=ALPHA|load], oracle_best, prefix[=NAME:VALUE/...][/unary][/max_tokens] or ours_reference[=true_cache][=home]"
+                 oracle[=ALPHA|load], oracle_best, prefix[=NAME:VALUE/...][/unary][/max_tokens][/learned] or ours_reference[=true_cache][=home]"
             ),
         })
     }

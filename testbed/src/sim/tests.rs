@@ -22,6 +22,7 @@ fn scenario(engines: usize, block_tokens: u32, kv_blocks: u32) -> Scenario {
         shared: false,
         seed: 1,
         time_scale: 1.0,
+        scrape_interval_ms: None,
     }
 }
 
@@ -139,6 +140,31 @@ fn a_request_that_fits_no_engine_is_counted_and_its_session_goes_on() {
     let mut tiny = scenario(2, 64, 40);
     tiny.time_scale = 4.0;
     assert!(summary(&workload, "ours_reference", &tiny).refused > 0);
+}
+
+/// The capacity here is far from the default, so who does not learn it does visibly worse.
+#[test]
+fn a_capacity_learned_from_metrics_is_as_good_as_one_given() {
+    let workload = conversations();
+    let mut busy = scenario(4, 64, 400);
+    busy.time_scale = 0.5;
+    let given = summary(&workload, "prefix", &busy);
+    let unknown = summary(&workload, "prefix=learned", &busy);
+    busy.scrape_interval_ms = Some(1000);
+    let learned = summary(&workload, "prefix=learned", &busy);
+    let near = |a: f64, b: f64| (a / b - 1.0).abs() < 0.01;
+    assert!(
+        near(learned.hit_percent, given.hit_percent),
+        "{learned:?} {given:?}"
+    );
+    assert!(
+        near(learned.ttft_mean_s, given.ttft_mean_s),
+        "{learned:?} {given:?}"
+    );
+    assert!(
+        unknown.hit_percent < 0.99 * given.hit_percent,
+        "{unknown:?} {given:?}"
+    );
 }
 
 #[test]

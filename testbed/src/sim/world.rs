@@ -32,6 +32,8 @@ pub struct Scenario {
     pub seed: u64,
     /// Arrival times are multiplied by this.
     pub time_scale: f64,
+    /// How often routers of the `prefix` policy scrape the engines; `None`: never.
+    pub scrape_interval_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,6 +99,7 @@ impl<'a> World<'a> {
             engines: scenario.engines,
             kv_tokens: scenario.params.kv_tokens(),
             seed: scenario.seed,
+            scrape_interval_ms: scenario.scrape_interval_ms,
         };
         let routers = spec.routers(&setup, scenario.routers, scenario.shared);
         let mut world = Self {
@@ -268,7 +271,7 @@ impl<'a> World<'a> {
         let Some(policy) = self.routers.get_mut(router) else {
             return;
         };
-        policy.tick(now_us);
+        policy.tick(&FleetView::new(&self.engines, now_us), now_us);
         if let Some(period_us) = policy.tick_period_us()
             && self.ended < self.workload.requests.len()
         {

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, bail};
@@ -15,11 +16,12 @@ use warmpath_core::scan::{CHUNK_BYTES, Link};
 use warmpath_core::store::MemoryStore;
 use warmpath_core::{Config, hash};
 
-use super::{FleetView, Policy, Setup, SimRequest};
+use super::{FleetView, Policy, Setup, SimRequest, scraping};
 use crate::sim::text::ChunkCache;
 
-/// How often Envoy ticks the filter.
-const TICK_US: u64 = 500_000;
+/// How often Envoy ticks the filter: so often in the interval of its scrapes, within bounds.
+const TICKS_PER_INTERVAL: u64 = 8;
+const TICK_MS: std::ops::RangeInclusive<u64> = 25..=500;
 /// Simulated time starts at 0; a clock that reads 0 would look unset.
 const EPOCH_US: u64 = 1_000_000_000;
 /// Seed of every chain: one model, no salt.
@@ -33,10 +35,12 @@ pub struct Options {
     unary: bool,
     /// Requests that say how long their answers may become, and use it up.
     max_tokens: bool,
+    /// The capacity of an engine is not configured but learned from its metrics.
+    learned: bool,
 }
 
 impl Options {
-    /// `NAME:VALUE` pairs separated by `/`, and the words `unary` and `max_tokens`.
+    /// `NAME:VALUE` pairs separated by `/`, and the words `unary`, `max_tokens` and `learned`.
     ///
     /// # Errors
     /// A pair that is none. Unknown names are refused when the router is built.
@@ -54,17 +58,20 @@ impl Options {
                 }
                 None if part == "unary" => options.unary = true,
                 None if part == "max_tokens" => options.max_tokens = true,
-                None => bail!("prefix: got {part}, want NAME:VALUE, unary or max_tokens"),
+                None if part == "learned" => options.learned = true,
+                None => bail!("prefix: got {part}, want NAME:VALUE, unary, max_tokens or learned"),
             }
         }
         // A wrong name is an error of the command line, not of the first cell.
-        options.config(2, 100_000).map(|_| options)
+        options.config(2, 100_000, None).map(|_| options)
     }
 
     /// The members of the policy's entry in a configuration.
     pub fn members(&self, kv_tokens: u64) -> serde_json::Map<String, serde_json::Value> {
         let mut policy = serde_json::Map::new();
-        policy.insert("kv_tokens".to_owned(), kv_tokens.into());
+        if !self.learned {
+            policy.insert("kv_tokens".to_owned(), kv_tokens.into());
+        }
         for (name, value) in &self.members {
             // JSON knows whole numbers apart, and so does the config.
             let whole = (value.fract() == 0.0).then_some(*value as u64);
@@ -84,14 +91,20 @@ impl Options {
         self
     }
 
-    fn config(&self, engines: usize, kv_tokens: u64) -> anyhow::Result<Config> {
-        let endpoint = |n| {
-            let address = format!("10.0.{}.{}:8000", n / 250, n % 250 + 1);
-            serde_json::json!({ "address": address })
-        };
+    fn config(
+        &self,
+        engines: usize,
+        kv_tokens: u64,
+        scrape_interval_ms: Option<u64>,
+    ) -> anyhow::Result<Config> {
+        let endpoint = |n| serde_json::json!({ "address": address(n) });
         let endpoints: Vec<_> = (0..engines).map(endpoint).collect();
+        let scrape = scrape_interval_ms.map_or(
+            "off".into(),
+            |interval_ms| serde_json::json!({"metrics": {"interval_ms": interval_ms}}),
+        );
         let policy = self.members(kv_tokens);
-        let json = serde_json::json!({"pools": [{
+        let json = serde_json::json!({"discovery": "off", "scrape": scrape, "pools": [{
             "name": "sim", "candidates": 1, "policy": {"prefix": policy},
             "endpoints": {"static": endpoints},
         }]});
@@ -111,12 +124,19 @@ impl fmt::Display for Options {
         let parts: Vec<String> = members
             .chain(self.unary.then(|| "unary".to_owned()))
             .chain(self.max_tokens.then(|| "max_tokens".to_owned()))
+            .chain(self.learned.then(|| "learned".to_owned()))
             .collect();
         match parts.is_empty() {
             true => Ok(()),
             false => write!(f, "={}", parts.join("/")),
         }
     }
+}
+
+/// The address of an engine.
+fn address(engine: usize) -> SocketAddr {
+    let (high, low) = ((engine / 250) as u8, (engine % 250 + 1) as u8);
+    SocketAddr::from(([10, 0, high, low], 8000))
 }
 
 /// What the routers of one run have in common.
@@ -153,18 +173,24 @@ pub struct Prefix {
     charges: HashMap<u64, Charge, DefaultHashBuilder>,
     unary: bool,
     max_tokens: bool,
+    scrape_interval_ms: Option<u64>,
+    engines: HashMap<SocketAddr, usize>,
 }
 
 impl Prefix {
     /// One router over `shared`.
     pub fn new(options: &Options, setup: &Setup, shared: &Shared) -> Self {
-        let config = options.config(setup.engines, setup.kv_tokens).ok();
+        let interval_ms = setup.scrape_interval_ms;
+        let config = options.config(setup.engines, setup.kv_tokens, interval_ms);
+        let config = config.ok();
         Self {
             router: config.map(|config| Router::new(config, Arc::clone(&shared.store), EPOCH_US)),
             chunks: Arc::clone(&shared.chunks),
             charges: HashMap::default(),
             unary: options.unary,
             max_tokens: options.max_tokens,
+            scrape_interval_ms: interval_ms,
+            engines: (0..setup.engines).map(|n| (address(n), n)).collect(),
         }
     }
 
@@ -209,14 +235,19 @@ impl Policy for Prefix {
         engine
     }
 
-    fn tick(&mut self, now_us: u64) {
+    fn tick(&mut self, fleet: &FleetView<'_>, now_us: u64) {
+        let now_us = EPOCH_US + now_us;
         if let Some(router) = self.router.as_mut() {
-            router.tick(EPOCH_US + now_us);
+            router.tick(now_us);
+            let engines = &self.engines;
+            scraping::answer_calls(router, fleet, |at| engines.get(at).copied(), now_us);
         }
     }
 
     fn tick_period_us(&self) -> Option<u64> {
-        Some(TICK_US)
+        let period_ms = self.scrape_interval_ms.map(|it| it / TICKS_PER_INTERVAL);
+        let (least, most) = TICK_MS.into_inner();
+        Some(period_ms.unwrap_or(most).clamp(least, most) * 1000)
     }
 
     fn first_token(&mut self, req: &SimRequest, _engine: usize, now_us: u64) {
