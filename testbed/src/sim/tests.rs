@@ -146,8 +146,7 @@ fn a_request_that_fits_no_engine_is_counted_and_its_session_goes_on() {
 #[test]
 fn a_capacity_learned_from_metrics_is_as_good_as_one_given() {
     let workload = conversations();
-    let mut busy = scenario(4, 64, 400);
-    busy.time_scale = 0.5;
+    let mut busy = scenario(4, 64, 1600);
     let given = summary(&workload, "prefix", &busy);
     let unknown = summary(&workload, "prefix=learned", &busy);
     busy.scrape_interval_ms = Some(1000);
