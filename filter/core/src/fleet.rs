@@ -46,7 +46,8 @@ pub struct Host {
     pub health: HostHealth,
     /// Its load-balancing weight, at least 1.
     pub weight: u16,
-    /// Whether it was not there, or not healthy, when it was told before; 0: was always fine.
+    /// When it came, or came back, to others that were healthy already, in seconds of the Unix
+    /// clock; 0: never.
     pub since_s: u32,
 }
 
@@ -153,15 +154,18 @@ impl Fleet {
             return false;
         }
         let cluster = self.clusters.entry(name.to_owned()).or_default();
-        let first = cluster.told_ms == 0;
         let before = std::mem::take(&mut cluster.hosts);
+        let carried = before
+            .values()
+            .any(|host| host.health == HostHealth::Healthy);
         for (address, health, weight) in hosts.take(MAX_ENDPOINTS) {
             let since_s = match before.get(&address) {
                 Some(old) if old.health == HostHealth::Healthy || health != HostHealth::Healthy => {
                     old.since_s
                 }
-                // All engines of a first look are equally new: nobody need be spared.
-                None if first => 0,
+                // Nobody was there to carry the load meanwhile, as at the start, when all engines wait
+                // for their first health check: who comes first cannot be spared.
+                _ if !carried => 0,
                 _ => (now_ms / 1000) as u32,
             };
             let host = Host {

@@ -85,6 +85,27 @@ fn who_comes_or_comes_back_is_new_and_who_was_there_is_not() {
 }
 
 #[test]
+fn who_comes_back_to_nobody_is_not_new() {
+    use HostHealth::{Ejected, Healthy, Unhealthy};
+    let mut fleet = Fleet::default();
+    let looks = [
+        ([Unhealthy, Unhealthy], [0, 0]),
+        ([Healthy, Healthy], [0, 0]),
+        ([Unhealthy, Ejected], [0, 0]),
+        ([Healthy, Ejected], [0, 0]),
+        ([Healthy, Healthy], [0, 50]),
+    ];
+    for (now_s, (health, since)) in (10..).step_by(10).zip(looks) {
+        let hosts = (1..).map(address).zip(health);
+        let hosts = hosts.map(|(address, health)| (address, health, 1));
+        fleet.tell_cluster("c", hosts, now_s * 1000);
+        let cluster = fleet.clusters.get("c").expect("told");
+        let found: Vec<u32> = cluster.hosts.values().map(|host| host.since_s).collect();
+        assert_eq!(found, since, "at {now_s} s");
+    }
+}
+
+#[test]
 fn everything_that_grows_has_a_bound() {
     let mut fleet = Fleet::default();
     for cluster in 0..MAX_CLUSTERS + 5 {
