@@ -7,6 +7,8 @@ mod rewrite;
 mod root;
 mod status;
 mod stream;
+#[cfg(feature = "trap")]
+mod trap;
 mod worker;
 
 // The macro defines the module's start function, which is nobody's API.

@@ -94,6 +94,8 @@ impl RootContext for Root {
         host::follow_log_level();
         let stranded = self.with(Worker::tick);
         self.make_calls();
+        #[cfg(feature = "trap")]
+        crate::trap::spring(self.with(|worker| worker.holds_lease()));
         for context in stranded {
             if !host::enter(context) {
                 continue;

@@ -42,6 +42,8 @@ impl Context for Stream {}
 
 impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {
+        #[cfg(feature = "trap")]
+        crate::trap::set();
         let (context, desk) = (self.context, &mut self.desk);
         with(&self.worker, |worker| {
             *desk = Desk::open(worker, end_of_stream);

@@ -395,6 +395,12 @@ impl Worker {
         self.router.leave();
     }
 
+    /// Whether this worker scrapes for all.
+    #[cfg(feature = "trap")]
+    pub fn holds_lease(&self) -> bool {
+        self.router.scout().holds_lease()
+    }
+
     /// The calls that are due.
     pub fn calls(&mut self) -> Vec<(Call, HttpCall)> {
         let before = self.router.scout().holds_lease();
