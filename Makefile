@@ -23,6 +23,7 @@ TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 WASM       := wasm32-unknown-unknown
 MODULE     := $(TARGET_DIR)/$(WASM)/release/warmpath.wasm
 CASES      := $(TARGET_DIR)/$(WASM)/release/warmpath_bench.wasm
+TRAP       := $(TARGET_DIR)/trap/$(WASM)/release/warmpath.wasm
 TESTBED    := $(TARGET_DIR)/native/testbed
 CHANNEL    := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
 RUST       := $(TOOLS)/rust-$(CHANNEL).ready
@@ -90,9 +91,9 @@ rules: ## Let promtool check the alerts
 	$(PROMTOOL) check rules envoy/dashboards/alerts.yaml
 
 .PHONY: e2e
-e2e: $(ENVOY) module testbed ## Drive a real Envoy; CONCURRENCY=1,2 worker threads, ARGS='part of a test name'
+e2e: $(ENVOY) module trap testbed ## Drive a real Envoy; CONCURRENCY=1,2 worker threads, ARGS='part of a test name'
 	$(STEP) 'end to end, in $(ENVOY)'
-	@$(TESTBED) e2e --envoy $(ENVOY) --module $(MODULE) --concurrency $(CONCURRENCY) $(ARGS)
+	@$(TESTBED) e2e --envoy $(ENVOY) --module $(MODULE) --trap-module $(TRAP) --concurrency $(CONCURRENCY) $(ARGS)
 
 # Not part of `test`: it needs engines, and shows what no model of an engine can.
 .PHONY: e2e-vllm
@@ -146,6 +147,11 @@ engines-missing:
 .PHONY: module
 module: $(RUST)
 	@cargo build --release -p warmpath --target $(WASM)
+
+# The same module, but a test can make it crash. In a folder of its own: it has the same name.
+.PHONY: trap
+trap: $(RUST)
+	@cargo build --release -p warmpath --features trap --target $(WASM) --target-dir $(TARGET_DIR)/trap
 
 .PHONY: cases
 cases: $(RUST)

@@ -14,8 +14,11 @@ mod conversation;
 mod counters;
 mod failures;
 mod feedback;
+mod fleet;
 mod harness;
+mod health;
 mod limits;
+mod makers;
 mod models;
 mod passing;
 mod policies;
@@ -53,6 +56,9 @@ pub struct Args {
     /// The wasm module.
     #[arg(long)]
     module: PathBuf,
+    /// The wasm module with the feature `trap`.
+    #[arg(long)]
+    trap_module: PathBuf,
     /// The Envoy configuration that tests start from.
     #[arg(long, default_value = "envoy/static.yaml")]
     config: PathBuf,
@@ -72,6 +78,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let setting = Setting {
                 envoy: existing(&args.envoy)?,
                 module: existing(&args.module)?,
+                trap_module: existing(&args.trap_module)?,
                 config: existing(&args.config)?,
                 concurrency,
             };
@@ -107,6 +114,9 @@ fn cases() -> Vec<Case> {
         feedback::cases(),
         telemetry::cases(),
         status::cases(),
+        makers::cases(),
+        fleet::cases(),
+        health::cases(),
     ]
     .into_iter()
     .flatten()
@@ -117,6 +127,7 @@ fn cases() -> Vec<Case> {
 struct Setting {
     envoy: PathBuf,
     module: PathBuf,
+    trap_module: PathBuf,
     config: PathBuf,
     concurrency: u32,
 }

@@ -37,15 +37,16 @@ mod tokens;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
 use futures_util::future::join_all;
 use hyper::header::HeaderValue;
+use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::AbortHandle;
 
-pub use fault::{Fault, FaultPlan};
+pub use fault::{Fault, FaultPlan, Target};
 pub use seen::Seen;
 
 use crate::model::{ModelParams, Stats};
@@ -137,6 +138,7 @@ impl Engine {
             name_header: HeaderValue::try_from(&config.name).context("name is no header value")?,
             name: config.name,
             models: config.models,
+            unloaded: Mutex::default(),
             clock: Arc::clone(&clock),
             faults: Arc::clone(&faults),
             seen: SeenLog::new(config.log_limit),
@@ -178,6 +180,20 @@ impl Engine {
     /// How many inference requests were seen.
     pub fn seen_count(&self) -> u64 {
         self.app.seen.count()
+    }
+
+    /// When its metrics page was asked for, oldest first; the newest up to the limit of the log.
+    pub fn scrapes(&self) -> Vec<Instant> {
+        self.app.seen.scrapes()
+    }
+
+    /// Serves one of its models, such as a LoRA adapter, no more, or again.
+    pub fn set_loaded(&self, model: &str, loaded: bool) {
+        let mut unloaded = self.app.unloaded.lock();
+        match loaded {
+            true => unloaded.remove(model),
+            false => unloaded.insert(model.to_owned()),
+        };
     }
 
     /// Gauges and counters of the model.

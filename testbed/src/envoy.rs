@@ -4,6 +4,7 @@
 //! Its configuration and its log live in a folder of its own that goes with it.
 
 pub mod bootstrap;
+pub mod files;
 pub mod port;
 pub mod stats;
 

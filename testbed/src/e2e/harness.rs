@@ -91,7 +91,10 @@ impl<'a> Stack<'a> {
     /// Starts engines, then Envoy; returns once Envoy serves.
     pub async fn start(context: &'a Context, spec: StackSpec) -> anyhow::Result<Self> {
         let mut bootstrap = Bootstrap::load(&context.setting.config)?;
-        bootstrap.set_module(&context.setting.module);
+        bootstrap.set_module(match spec.trap {
+            true => &context.setting.trap_module,
+            false => &context.setting.module,
+        });
         bootstrap.set_addresses(Addresses {
             listener: port::reserve()?,
             admin: port::reserve()?,
@@ -147,6 +150,15 @@ impl<'a> Stack<'a> {
         })?;
         self.client = Client::new(self.bootstrap.addresses()?.listener)?;
         self.start_envoy().await
+    }
+
+    /// Changes the listeners, filters included, while Envoy runs; it must read them from a file.
+    pub fn change_listeners(
+        &mut self,
+        edit: impl FnOnce(&mut Bootstrap) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        edit(&mut self.bootstrap)?;
+        self.bootstrap.write_listeners()
     }
 
     async fn start_envoy(&mut self) -> anyhow::Result<()> {

@@ -20,6 +20,7 @@ pub struct StackSpec {
     pub(super) pools: Vec<PoolSpec>,
     pub(super) workers: Option<u32>,
     pub(super) log_level: String,
+    pub(super) trap: bool,
     pub(super) engine: Vec<EditEngine>,
     pub(super) plugin: Vec<EditPlugin>,
     pub(super) bootstrap: Vec<EditBootstrap>,
@@ -45,6 +46,7 @@ impl StackSpec {
             pools: vec![pool("llama", 3), pool("qwen", 1)],
             workers: None,
             log_level: "wasm:info".to_owned(),
+            trap: false,
             engine: Vec::new(),
             plugin: Vec::new(),
             bootstrap: Vec::new(),
@@ -128,6 +130,28 @@ impl StackSpec {
     ) -> Self {
         self.bootstrap.push(Box::new(edit));
         self
+    }
+
+    /// Runs the module that crashes when a request asks for it, by the header `x-warmpath-trap`.
+    pub fn with_trap(mut self) -> Self {
+        self.trap = true;
+        self
+    }
+
+    /// Sets an option of a pool.
+    pub fn pool_option(self, pool: &str, name: &str, value: Value) -> Self {
+        let (pool, name) = (pool.to_owned(), name.to_owned());
+        self.plugin(move |config| {
+            if let Some(entry) = pool_mut(config, &pool) {
+                entry.insert(name.clone(), value.clone());
+            }
+        })
+    }
+
+    /// Asks engines and Envoy what they know at this interval.
+    pub fn polling(self, interval_ms: u64) -> Self {
+        self.option("discovery", json!({"admin": {"interval_ms": interval_ms}}))
+            .option("scrape", json!({"metrics": {"interval_ms": interval_ms}}))
     }
 
     /// Takes the filter out: the stack is plain Envoy.

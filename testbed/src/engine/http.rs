@@ -3,6 +3,7 @@
 //! One idea: one table of routes; a request's body is read whole (up to a limit), a fault is drawn,
 //! and the path's function makes the answer. Cost: O(routes) a request, besides the path's own.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, SERVER};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::clock::Clock;
@@ -45,6 +47,8 @@ pub(super) struct App {
     pub(super) name_header: HeaderValue,
     /// Names of the one model; never empty.
     pub(super) models: Vec<String>,
+    /// Those of them that are not served at present.
+    pub(super) unloaded: Mutex<HashSet<String>>,
     /// The model.
     pub(super) clock: Arc<Clock>,
     /// What goes wrong.
@@ -68,10 +72,16 @@ impl App {
     pub(super) fn model<'a>(&'a self, body: &'a Value) -> Result<&'a str, ApiError> {
         match &body["model"] {
             Value::Null => Ok(self.first_model()),
-            Value::String(name) if self.models.contains(name) => Ok(name),
+            Value::String(name) if self.serves(name) => Ok(name),
             Value::String(name) => Err(ApiError::unknown_model(name, &self.models)),
             _ => Err(ApiError::wrong_type("model", "string")),
         }
+    }
+
+    /// Whether a model is served at present.
+    pub(super) fn serves(&self, name: &str) -> bool {
+        let known = self.models.iter().any(|model| model == name);
+        known && !self.unloaded.lock().contains(name)
     }
 
     /// The real name of the model.
@@ -208,6 +218,9 @@ async fn routed(
         }
         Err(error) => return refused(&ApiError::invalid(Some("body"), &error.to_string())),
     };
+    if route == Route::Plain(Plain::Metrics) {
+        app.seen.scraped();
+    }
     let mut visit = matches!(route, Route::Run(_)).then(|| app.seen.arrive(head, &body));
     let fault = match route {
         Route::Plain(Plain::GetFault | Plain::SetFault) => Fault::None,

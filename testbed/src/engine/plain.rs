@@ -104,6 +104,7 @@ fn models(app: &App) -> Value {
     let data: Vec<Value> = app
         .models
         .iter()
+        .filter(|model| app.serves(model))
         .map(|model| {
             json!({
                 "id": model, "object": "model", "created": app.created_unix_s, "owned_by": "vllm",

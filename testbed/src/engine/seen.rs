@@ -74,6 +74,7 @@ impl Seen {
 pub(super) struct SeenLog {
     limit: usize,
     entries: Mutex<Entries>,
+    scrapes: Mutex<VecDeque<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +90,7 @@ impl SeenLog {
         Arc::new(Self {
             limit,
             entries: Mutex::default(),
+            scrapes: Mutex::default(),
         })
     }
 
@@ -101,6 +103,19 @@ impl SeenLog {
     pub(super) fn count(&self) -> u64 {
         let entries = self.entries.lock();
         entries.first + entries.kept.len() as u64
+    }
+
+    /// Notes that the metrics page was asked for.
+    pub(super) fn scraped(&self) {
+        let mut scrapes = self.scrapes.lock();
+        scrapes.push_back(Instant::now());
+        let excess = scrapes.len().saturating_sub(self.limit);
+        scrapes.drain(..excess);
+    }
+
+    /// When the metrics page was asked for; the newest up to the limit.
+    pub(super) fn scrapes(&self) -> Vec<Instant> {
+        self.scrapes.lock().iter().copied().collect()
     }
 
     /// Notes a request.

@@ -5,11 +5,14 @@
 //! edit walks the tree once.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde_json::{Map, Value, json};
 
+use super::files;
+
+const LISTENER_TYPE: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 const WASM_TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
 
 /// The listener of the status page.
@@ -19,6 +22,8 @@ const STATUS_LISTENER: &str = "warmpath_status";
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
     tree: Value,
+    /// Where Envoy reads the listeners from, if not from here.
+    listeners: Option<PathBuf>,
 }
 
 impl Bootstrap {
@@ -28,12 +33,60 @@ impl Bootstrap {
             .with_context(|| format!("reading the Envoy configuration {}", path.display()))?;
         let tree = serde_yaml_ng::from_str(&text)
             .with_context(|| format!("parsing the Envoy configuration {}", path.display()))?;
-        Ok(Self { tree })
+        let listeners = None;
+        Ok(Self { tree, listeners })
     }
 
     /// The configuration as JSON text, which Envoy reads as YAML.
     pub fn text(&self) -> String {
-        self.tree.to_string()
+        let mut tree = self.tree.clone();
+        if let (Some(file), Some(tree)) = (&self.listeners, tree.as_object_mut()) {
+            if let Some(resources) = tree.get_mut("static_resources") {
+                resources["listeners"] = json!([]);
+            }
+            let dynamic = json!({"lds_config": files::source(file)});
+            tree.insert("dynamic_resources".to_owned(), dynamic);
+        }
+        tree.to_string()
+    }
+
+    /// Lets Envoy read the listeners from `file`, and again whenever [`Bootstrap::write_listeners`]
+    /// writes it. To everything here they stay part of the configuration.
+    pub fn read_listeners_from(&mut self, file: &Path) -> anyhow::Result<()> {
+        self.introduce_node();
+        self.listeners = Some(file.to_owned());
+        self.write_listeners()
+    }
+
+    /// Writes the file that was named to [`Bootstrap::read_listeners_from`].
+    pub fn write_listeners(&self) -> anyhow::Result<()> {
+        let file = self.listeners.as_ref().context("no file of listeners")?;
+        let listeners = self.tree.pointer("/static_resources/listeners");
+        let listeners = listeners
+            .and_then(Value::as_array)
+            .context("no listeners")?;
+        files::write(file, LISTENER_TYPE, listeners)
+    }
+
+    /// Lets Envoy read the endpoints of a cluster from `file`, and again whenever
+    /// [`files::write_endpoints`] writes it.
+    pub fn read_endpoints_from(&mut self, cluster: &str, file: &Path) -> anyhow::Result<()> {
+        self.introduce_node();
+        let object = self.cluster_mut(cluster)?.as_object_mut();
+        let object = object.context("a cluster is an object")?;
+        object.remove("load_assignment");
+        object.insert("type".to_owned(), "EDS".into());
+        let config = json!({"eds_config": files::source(file)});
+        object.insert("eds_cluster_config".to_owned(), config);
+        Ok(())
+    }
+
+    /// Whoever reads configuration while it runs must have a name.
+    fn introduce_node(&mut self) {
+        if let Some(tree) = self.tree.as_object_mut() {
+            let node = json!({"id": "testbed", "cluster": "testbed"});
+            tree.insert("node".to_owned(), node);
+        }
     }
 
     /// The HTTP connection manager of the first listener: filters, routes, timeouts.
@@ -238,7 +291,7 @@ fn is_named(object: &Value, name: &str) -> bool {
     object.get("name").and_then(Value::as_str) == Some(name)
 }
 
-fn socket_address(address: SocketAddr) -> Value {
+pub(super) fn socket_address(address: SocketAddr) -> Value {
     json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
 }
 

@@ -1,0 +1,47 @@
+//! Configuration that Envoy reads from files while it runs.
+//!
+//! Envoy looks at a file when another is moved into its place, so each is written beside it first and
+//! is never seen half written.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use super::bootstrap::socket_address;
+
+const ENDPOINTS_TYPE: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+
+/// The source of a configuration that is read from `file`.
+pub(super) fn source(file: &Path) -> Value {
+    json!({"path_config_source": {"path": file}, "resource_api_version": "V3"})
+}
+
+/// Writes a discovery response of these resources.
+pub(super) fn write(file: &Path, kind: &str, resources: &[Value]) -> anyhow::Result<()> {
+    let typed = resources.iter().map(|resource| {
+        let mut typed = resource.as_object().cloned().unwrap_or_default();
+        typed.insert("@type".to_owned(), kind.into());
+        Value::Object(typed)
+    });
+    let response = json!({"resources": typed.collect::<Vec<_>>()});
+    // The extension tells Envoy the format.
+    let written = file.with_extension("new.json");
+    std::fs::write(&written, response.to_string())
+        .and_then(|()| std::fs::rename(&written, file))
+        .with_context(|| format!("writing {}", file.display()))
+}
+
+/// Writes the endpoints of a cluster.
+pub fn write_endpoints(file: &Path, cluster: &str, addresses: &[SocketAddr]) -> anyhow::Result<()> {
+    let endpoints: Vec<_> = addresses
+        .iter()
+        .map(|address| json!({"endpoint": {"address": socket_address(*address)}}))
+        .collect();
+    let assignment = json!({
+        "cluster_name": cluster,
+        "endpoints": [{"lb_endpoints": endpoints}],
+    });
+    write(file, ENDPOINTS_TYPE, &[assignment])
+}
