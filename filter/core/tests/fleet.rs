@@ -283,6 +283,23 @@ fn when_none_is_usable_all_are_or_the_answer_is_503() {
 }
 
 #[test]
+fn the_last_resort_is_who_only_envoy_is_against() {
+    let unhealthy = json!({"eds_health_status": "HEALTHY", "failed_active_health_check": true});
+    let store = MemoryStore::new();
+    let mut world = World::new(&fixed(3), 1, &store);
+    (1..=3).for_each(|n| world.host(&address(n), unhealthy.clone()));
+    world.run(1.25);
+    assert_eq!(world.in_use(), set(&[1, 2, 3]));
+    let mut busy = BTreeSet::new();
+    busy.insert(world.respond(0, 503, Some(60)));
+    assert_eq!(world.in_use(), &set(&[1, 2, 3]) - &busy);
+    while busy.len() < 3 {
+        busy.insert(world.respond(0, 503, Some(60)));
+    }
+    assert_eq!(world.in_use(), set(&[1, 2, 3]), "there is nobody else");
+}
+
+#[test]
 fn health_that_envoy_does_not_confirm_is_forgotten_but_not_the_endpoints() {
     let store = MemoryStore::new();
     let mut world = World::new(&discovered(), 1, &store);

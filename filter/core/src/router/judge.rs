@@ -77,6 +77,11 @@ impl State {
         self as u64 + 1
     }
 
+    /// Whether Envoy alone has put it aside: neither a request nor the engine itself says so.
+    fn is_envoys_verdict(self) -> bool {
+        matches!(self, State::Unhealthy | State::Ejected | State::Draining)
+    }
+
     /// Whether requests may go there.
     pub fn is_usable(self) -> bool {
         matches!(self, State::Healthy | State::SlowStart)
@@ -258,17 +263,25 @@ impl<S: Store> Router<S> {
     pub(super) fn fit(&self, pool: usize, all: &[usize], now_us: u64) -> Fit {
         let mut slow = false;
         let mut ranked = Vec::with_capacity(all.len());
+        let mut doubted = Vec::new();
         for position in all {
             let state = self.state(pool, *position, now_us);
             slow |= state == State::SlowStart;
             if state.is_usable() {
                 ranked.push(*position);
+            } else if state.is_envoys_verdict() {
+                doubted.push(*position);
             }
         }
         let usable = ranked.len();
         let health = &self.config.health;
         let panics = usable * 100 < all.len() * usize::from(health.panic_percent);
-        if panics || (usable == 0 && health.last_resort) {
+        let resorts = usable == 0 && health.last_resort;
+        if resorts && !doubted.is_empty() {
+            // Envoy may be wrong about all at once, as when it was busy itself while its checks ran
+            // out of time. What requests came to, and what engines say, is certain.
+            ranked = doubted;
+        } else if panics || resorts {
             ranked = all.to_vec();
         }
         Fit {
