@@ -64,6 +64,7 @@ lint: $(RUST) ## Check the format and the lints, natively and for wasm
 	$(STEP) 'lints'
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet -p warmpath -p warmpath-bench -p warmpath-core --target $(WASM) -- -D warnings
+	cargo clippy --quiet -p warmpath --features trap --target $(WASM) -- -D warnings
 
 # The adapter is left out: its host functions exist only inside Envoy. End-to-end tests cover it.
 .PHONY: unit

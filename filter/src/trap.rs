@@ -18,14 +18,14 @@ pub fn set() {
         .iter()
         .any(|(name, _)| name == HEADER)
     {
-        SharedData.set(KEY, SET);
+        SharedData::default().set(KEY, SET);
     }
 }
 
 /// Ends the VM that holds the lease, once for each time the trap was set.
 pub fn spring(holds_lease: bool) {
-    if holds_lease && SharedData.get(KEY).bytes == SET {
-        SharedData.set(KEY, b"");
+    if holds_lease && SharedData::default().get(KEY).bytes == SET {
+        SharedData::default().set(KEY, b"");
         std::process::abort();
     }
 }
