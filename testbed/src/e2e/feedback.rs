@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::arrival::{arrival, whole};
 use super::canned::{Canned, Upstream};
-use super::client::{Call, Client, Reply};
+use super::client::{Call, Client, Reply, Transport};
 use super::conversation::{Conversation, text};
 use super::counters::{counted, counter};
 use super::harness::{Context, Stack, StackSpec};
@@ -102,8 +102,8 @@ async fn usage_of_whole_answers_is_counted(context: &Context) -> anyhow::Result<
         let mut conversation = Conversation::new(&text(seed, 20_000));
         for turn in 0..TURNS {
             let question = text(100 + TURNS * seed + turn, 4000);
-            let reply = stack.send(conversation.ask(&question)).await?;
-            let reply = reply.expect_status(200)?;
+            let call = conversation.ask(&question).over(Transport::Http2);
+            let reply = stack.send(call).await?.expect_status(200)?;
             conversation.heard(&reply)?;
             said.add(reply.json()?.get("usage").context("no usage")?)?;
         }
@@ -120,7 +120,8 @@ async fn usage_of_streams_is_counted(context: &Context) -> anyhow::Result<()> {
     for turn in 0..TURNS {
         let message = format!("{prompt}{}", text(2, turn as usize * 2000));
         let fields = json!({"stream": true, "stream_options": options, "max_tokens": 40});
-        let call = Call::chat_with("llama-3-8b", &message, fields);
+        // One connection is one worker: another would not know of the last turn yet.
+        let call = Call::chat_with("llama-3-8b", &message, fields).over(Transport::Http2);
         let reply = stack.send(call).await?.expect_status(200)?;
         said.add(&usage_of(&reply)?)?;
     }

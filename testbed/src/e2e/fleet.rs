@@ -143,7 +143,7 @@ async fn follow(stack: &Stack<'_>, endpoints: &Endpoints, sets: &[&[usize]]) -> 
 async fn endpoints_come_and_go_with_envoys(context: &Context) -> anyhow::Result<()> {
     let endpoints = Endpoints::new()?;
     let spec = endpoints
-        .of(StackSpec::shipped().polling(FOLLOWED_MS))
+        .of(StackSpec::shipped().checked().polling(FOLLOWED_MS))
         .policy("llama", json!("round_robin"))
         .bootstrap(|bootstrap| {
             // Who has left is gone at once, even if it still passes its health checks.
@@ -158,7 +158,7 @@ async fn endpoints_come_and_go_with_envoys(context: &Context) -> anyhow::Result<
 async fn who_leaves_is_spared_though_envoy_still_lists_it(context: &Context) -> anyhow::Result<()> {
     let endpoints = Endpoints::new()?;
     let spec = endpoints
-        .of(StackSpec::shipped().polling(FOLLOWED_MS))
+        .of(StackSpec::shipped().checked().polling(FOLLOWED_MS))
         .policy("llama", json!("round_robin"));
     let stack = Stack::start(context, spec).await?;
     follow(&stack, &endpoints, &[&[0, 1, 2], &[1, 2], &[2], &[0, 2]]).await?;
@@ -175,7 +175,7 @@ async fn hundreds_of_endpoints_are_known(context: &Context) -> anyhow::Result<()
     const SILENT: u8 = 250;
     let endpoints = Endpoints::new()?;
     let spec = endpoints
-        .of(StackSpec::shipped().polling(INTERVAL_MS))
+        .of(StackSpec::shipped().checked().polling(INTERVAL_MS))
         .policy("llama", json!("least_request"));
     let stack = Stack::start(context, spec).await?;
     let workers = Workers::reach(&stack).await?;

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 
 use super::Setting;
 use super::client::{Call, Client, OpenReply, Reply};
+use super::counters::counter;
 use super::raw::{self, Pieces};
 use super::spec::{PoolSpec, add_pool};
 pub use super::spec::{StackSpec, pool_mut, static_endpoints};
@@ -83,6 +84,7 @@ pub struct Stack<'a> {
     client: Client,
     workers: u32,
     log_level: String,
+    checked: bool,
     /// All engines, pool by pool.
     pub engines: Vec<StackEngine>,
 }
@@ -119,6 +121,9 @@ impl<'a> Stack<'a> {
             edit(&mut plugin);
         }
         bootstrap.set_plugin_text(&plugin.to_string());
+        if !spec.checked {
+            bootstrap.stop_active_checks()?;
+        }
         for edit in &spec.bootstrap {
             edit(&mut bootstrap)?;
         }
@@ -130,6 +135,7 @@ impl<'a> Stack<'a> {
             engines,
             workers: spec.workers.unwrap_or(context.setting.concurrency),
             log_level: spec.log_level,
+            checked: spec.checked,
         };
         stack.start_envoy().await?;
         Ok(stack)
@@ -169,7 +175,16 @@ impl<'a> Stack<'a> {
             component_log_level: self.log_level.clone(),
         };
         self.envoy = Some(Envoy::start(launch).await?);
-        Ok(())
+        if !self.checked {
+            return Ok(());
+        }
+        eventually("all endpoints are fit", async || {
+            let count = async |name| counter(self, name, &[]).await;
+            let known = count("warmpath_pool_known_endpoints").await?;
+            let usable = count("warmpath_pool_usable_endpoints").await?;
+            Ok((known > 0 && known == usable).then_some(()))
+        })
+        .await
     }
 
     /// The Envoy of this stack.

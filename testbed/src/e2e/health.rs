@@ -59,7 +59,7 @@ fn unwell() -> FaultPlan {
 
 /// No strike of the filter's own: what is seen is Envoy's verdict.
 fn envoys_verdict_only() -> StackSpec {
-    spec().option("health", json!({"failures": 1000}))
+    spec().checked().option("health", json!({"failures": 1000}))
 }
 
 fn names(reply: &Reply, engine: &StackEngine) -> anyhow::Result<bool> {
@@ -132,7 +132,7 @@ async fn an_ejected_engine_is_left_out_until_it_is_back(context: &Context) -> an
 
 fn none_usable(answer: &str) -> StackSpec {
     let health = json!({"failures": 1000, "none_usable": answer});
-    spec().option("health", health)
+    spec().checked().option("health", health)
 }
 
 /// Waits until Envoy itself says that every engine of `llama` fails its health check.

@@ -21,6 +21,7 @@ pub struct StackSpec {
     pub(super) workers: Option<u32>,
     pub(super) log_level: String,
     pub(super) trap: bool,
+    pub(super) checked: bool,
     pub(super) engine: Vec<EditEngine>,
     pub(super) plugin: Vec<EditPlugin>,
     pub(super) bootstrap: Vec<EditBootstrap>,
@@ -35,7 +36,8 @@ pub(super) struct PoolSpec {
 }
 
 impl StackSpec {
-    /// As shipped: pool `llama` with 3 engines, pool `qwen` with 1, answers without delay.
+    /// As shipped but for active health checks: pool `llama` with 3 engines, pool `qwen` with 1, answers
+    /// without delay.
     pub fn shipped() -> Self {
         let pool = |name: &str, engines| PoolSpec {
             name: name.to_owned(),
@@ -47,6 +49,7 @@ impl StackSpec {
             workers: None,
             log_level: "wasm:info".to_owned(),
             trap: false,
+            checked: false,
             engine: Vec::new(),
             plugin: Vec::new(),
             bootstrap: Vec::new(),
@@ -129,6 +132,13 @@ impl StackSpec {
         edit: impl Fn(&mut Bootstrap) -> anyhow::Result<()> + Send + Sync + 'static,
     ) -> Self {
         self.bootstrap.push(Box::new(edit));
+        self
+    }
+
+    /// Keeps the shipped active health checks. Without this there are none: on a busy machine their
+    /// first verdict would be chance.
+    pub fn checked(mut self) -> Self {
+        self.checked = true;
         self
     }
 

@@ -167,10 +167,19 @@ impl Bootstrap {
 
     /// Takes active health checks and outlier detection out of every cluster.
     pub fn stop_health_checks(&mut self) -> anyhow::Result<()> {
+        self.stop_active_checks()?;
+        self.remove_from_clusters("outlier_detection")
+    }
+
+    /// Takes active health checks out of every cluster.
+    pub fn stop_active_checks(&mut self) -> anyhow::Result<()> {
+        self.remove_from_clusters("health_checks")
+    }
+
+    fn remove_from_clusters(&mut self, field: &str) -> anyhow::Result<()> {
         for cluster in self.clusters_mut()? {
             if let Some(cluster) = cluster.as_object_mut() {
-                cluster.remove("health_checks");
-                cluster.remove("outlier_detection");
+                cluster.remove(field);
             }
         }
         Ok(())
