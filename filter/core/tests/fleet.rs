@@ -653,6 +653,55 @@ fn load_told_with_an_answer_counts_until_the_next_scrape() {
     }
 }
 
+#[test]
+fn load_told_with_an_answer_ranks_before_the_next_scrape() {
+    for (policy, load) in [
+        (
+            json!("least_request"),
+            OrcaLoad {
+                running: Some(160),
+                waiting: Some(40),
+                kv_usage: None,
+            },
+        ),
+        (
+            json!("least_kv"),
+            OrcaLoad {
+                kv_usage: Some(0.9),
+                ..OrcaLoad::default()
+            },
+        ),
+    ] {
+        let store = MemoryStore::new();
+        let mut config = fixed(2);
+        config["pools"][0]["policy"] = policy.clone();
+        let mut world = World::new(&config, 2, &store);
+        (1..=2).for_each(|n| drop(world.pages.insert(address(n), page(10, 0, 0.1))));
+        world.run(3.0);
+        assert_eq!(spread(&mut world, 20), [10, 10], "{policy}");
+        let scrapes = world.calls.clone();
+        for at in 0..2 {
+            let now_us = world.now_us + 1_000;
+            let mut both: Vec<Charge> = (0..2)
+                .map(|_| world.ask(at, "m").expect("endpoints").1)
+                .collect();
+            let router = &mut world.workers[at];
+            both.sort_by_key(Charge::position);
+            assert_eq!(both[0].position(), 0);
+            router.load_told(&both[0], &load, now_us);
+            for charge in both {
+                router.end(charge, Outcome::Served { output_tokens: 1 }, now_us);
+            }
+            router.tick(now_us);
+            world.now_us = now_us;
+        }
+        assert_eq!(world.calls, scrapes, "nobody was scraped meanwhile");
+        let counts = spread(&mut world, 20);
+        // Load is followed by an eighth, because nothing of it is ours.
+        assert!(counts[0] <= 2, "{policy}: {counts:?}");
+    }
+}
+
 /// A page of an engine with so many requests, and its KV usage.
 fn page(running: u32, waiting: u32, usage: f64) -> String {
     format!(

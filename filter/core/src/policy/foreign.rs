@@ -53,10 +53,32 @@ impl Foreign {
 /// What was heard of an engine so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Heard {
-    told_ms: u64,
+    told: Option<Figures>,
     requests: f32,
     waiting: f32,
     usage: Option<Usage>,
+}
+
+/// What an engine told. An answer may tell anew what a scrape did, and leaves the time of the scrape.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Figures {
+    told_ms: u64,
+    running: Option<u32>,
+    waiting: Option<u32>,
+    foreign: u32,
+    kv_usage: Option<f32>,
+}
+
+impl Figures {
+    fn of(engine: &Engine) -> Self {
+        Figures {
+            told_ms: engine.told_ms,
+            running: engine.running,
+            waiting: engine.waiting,
+            foreign: engine.foreign,
+            kv_usage: engine.kv_usage,
+        }
+    }
 }
 
 /// How much of a change an Envoy follows at once: its share of the requests at these engines.
@@ -71,16 +93,18 @@ pub fn share<'a>(engines: impl Iterator<Item = &'a Engine>) -> f32 {
 }
 
 impl Heard {
-    /// Takes over what an engine told, if it is new; `share` is [ours](share).
+    /// Takes over what an engine told, by a scrape or with an answer, if it is new; `share` is
+    /// [ours](share).
     pub fn follow(&mut self, engine: &Engine, share: f32) {
-        if self.told_ms == engine.told_ms {
+        let told = Some(Figures::of(engine));
+        if self.told == told {
             return;
         }
         let (all, waiting) = (requests(engine), engine.waiting.unwrap_or_default());
         // The engine does not tell whose requests wait: the same part as of all that are there.
         let part = engine.foreign as f32 / all.max(1) as f32;
-        let weight = if self.told_ms == 0 { 1.0 } else { share };
-        self.told_ms = engine.told_ms;
+        let weight = if self.told.is_none() { 1.0 } else { share };
+        self.told = told;
         self.requests += weight * (engine.foreign as f32 - self.requests);
         self.waiting += weight * (waiting as f32 * part - self.waiting);
         self.usage = engine.kv_usage.map(|usage| Usage {
@@ -162,7 +186,7 @@ mod tests {
         let mut heard = Heard::default();
         heard.follow(&engines[0], share);
         assert_eq!(heard.word(0.0).requests, 20);
-        heard.follow(&engine(1, 99, 0, 99), share);
+        heard.follow(&engines[0], share);
         assert_eq!(heard.word(0.0).requests, 20, "no new word");
         heard.follow(&engine(2, 50, 0, 40), share);
         assert_eq!(heard.word(0.0).requests, 25);
@@ -171,5 +195,21 @@ mod tests {
         }
         assert_eq!(heard.word(0.0).requests, 40, "what lasts counts in full");
         assert_eq!(super::share([].iter()), 0.125);
+    }
+
+    #[test]
+    fn what_an_answer_tells_counts_before_the_next_scrape() {
+        let mut heard = Heard::default();
+        heard.follow(&engine(1, 4, 0, 0), 1.0);
+        let answered = Engine {
+            kv_usage: Some(0.75),
+            ..engine(1, 4, 8, 6)
+        };
+        heard.follow(&answered, 0.5);
+        let told = heard.word(100.0);
+        assert_eq!((told.requests, told.waiting), (3, 2));
+        assert_eq!(told.usage.map(|usage| usage.ppm), Some(750_000));
+        heard.follow(&answered, 0.5);
+        assert_eq!(heard.word(100.0), told, "once for each word");
     }
 }
