@@ -16,7 +16,7 @@ pub use status::StatusOptions;
 
 use crate::feedback::FeedbackOptions;
 use crate::fitness::HealthOptions;
-use crate::prefix::table::{SET_BYTES, SLOT_BYTES};
+use crate::prefix::table::{MOST_BYTES, SET_BYTES, SLOT_BYTES};
 use crate::session::KeySource;
 use pool::pool;
 use reader::{Fields, Reader, list, text};
@@ -38,7 +38,7 @@ const WORKER_EXPIRY_MS: u64 = 10_000;
 /// More than the hardware threads of any machine, twice over for a config change.
 const WORKERS: u64 = 256;
 /// From the smallest useful table to a share of the 1 GiB that Envoy grants a VM.
-const TABLE_RANGE: RangeInclusive<u64> = 64 * 1024..=256 * 1024 * 1024;
+const TABLE_RANGE: RangeInclusive<u64> = 64 * 1024..=MOST_BYTES as u64;
 /// Tokens of KV capacity for each entry of the table: a stored link stands for many chunks of a long
 /// prompt and for one of a short prompt.
 const TOKENS_PER_ENTRY: u64 = 200;
@@ -94,7 +94,7 @@ pub struct Limits {
     pub worker_expiry_ms: u64,
     /// Most workers whose load is shared.
     pub workers: usize,
-    /// Size of the prefix table of one worker; `None`: by the KV capacity of the pools.
+    /// Size of the prefix table of one worker; `None`: by the KV capacity of the engines.
     pub prefix_table_bytes: Option<usize>,
 }
 
@@ -127,20 +127,28 @@ impl Config {
 }
 
 impl Config {
-    /// Size of the prefix table of one worker: as configured, else one entry of 22 bytes for each
-    /// [`TOKENS_PER_ENTRY`] tokens of KV capacity of all endpoints of pools that look at prompts,
-    /// rounded up to a power of two of 176-byte sets. 0 if there is no such pool.
+    /// Size of the prefix table of one worker before any engine has said a word: as configured, else
+    /// that [for](Config::table_bytes_for) the KV capacity of all listed endpoints of pools that look
+    /// at prompts. 0 if there is no such pool.
     pub fn prefix_table_bytes(&self) -> usize {
         let tokens = self.pools.iter().filter_map(|pool| {
             let kv_tokens = pool.policy.kv_tokens()?;
             Some(kv_tokens.saturating_mul(pool.endpoints.len() as u64))
         });
         let tokens = tokens.reduce(u64::saturating_add);
-        let Some(tokens) = tokens else { return 0 };
-        let sets = (tokens / TOKENS_PER_ENTRY * SLOT_BYTES as u64).div_ceil(SET_BYTES as u64);
+        tokens.map_or(0, |tokens| self.table_bytes_for(tokens))
+    }
+
+    /// Size of the prefix table for engines with so many tokens of KV capacity in all: as configured,
+    /// else one entry of 22 bytes for each [`TOKENS_PER_ENTRY`] of them, rounded up to a power of two
+    /// of 176-byte sets.
+    pub fn table_bytes_for(&self, tokens: u64) -> usize {
+        let sets = (tokens / TOKENS_PER_ENTRY)
+            .saturating_mul(SLOT_BYTES as u64)
+            .div_ceil(SET_BYTES as u64);
         let sets = sets.min(*TABLE_RANGE.end()).next_power_of_two();
-        let default = sets.saturating_mul(SET_BYTES as u64);
-        let bounded = default.clamp(*TABLE_RANGE.start(), *TABLE_RANGE.end());
+        let bytes = sets.saturating_mul(SET_BYTES as u64);
+        let bounded = bytes.clamp(*TABLE_RANGE.start(), *TABLE_RANGE.end());
         self.limits.prefix_table_bytes.unwrap_or(bounded as usize)
     }
 }

@@ -72,6 +72,8 @@ pub struct Router<S> {
     changed_pools: Vec<usize>,
     /// What the index was told of the engines' KV memory.
     capacities: Vec<(EndpointId, u64)>,
+    /// Size that the prefix table should have for them.
+    table_bytes: usize,
     scout: Scout,
     /// Prompt tokens that engines had looked up when they last said so.
     queried: AHashMap<SocketAddr, u64>,
@@ -144,7 +146,6 @@ impl<S: Store> Router<S> {
         let mut random = hash::mix(births, now_us);
         let owner = policy::next_random(&mut random).max(1);
         let scout = Scout::new(&store, config.hash, owner);
-        let replica = wants_prompt.then(|| Replica::new(config.prefix_table_bytes(), &[]));
         let mut router = Router {
             store,
             plan,
@@ -154,6 +155,7 @@ impl<S: Store> Router<S> {
             departed: Vec::new(),
             changed_pools: Vec::new(),
             capacities: Vec::new(),
+            table_bytes: config.prefix_table_bytes(),
             queried: AHashMap::new(),
             shape: scout.shape(),
             scout,
@@ -170,7 +172,7 @@ impl<S: Store> Router<S> {
             any_model: None,
             loads: Board::new(Vec::new()),
             rates: Board::new(Vec::new()),
-            replica,
+            replica: None,
             owner,
             column: None,
             joined: false,
@@ -183,6 +185,9 @@ impl<S: Store> Router<S> {
             config,
         };
         router.lay_out(now_us);
+        // By what the others have learned of the engines: a snapshot of theirs finds room at once.
+        let make = || Replica::new(router.table_bytes, &router.capacities);
+        router.replica = wants_prompt.then(make);
         router
     }
 

@@ -14,7 +14,7 @@ use warmpath_core::scout::Reply;
 use warmpath_core::scrape::Call;
 use warmpath_core::store::MemoryStore;
 use warmpath_core::wire::orca::OrcaLoad;
-use warmpath_core::{Config, Decision, Exchange, Fallback, Head, Step};
+use warmpath_core::{Config, Decision, Exchange, Fallback, Head, Reason, Step};
 
 const SECOND: u64 = 1_000_000;
 const TICK: u64 = SECOND / 8;
@@ -699,6 +699,84 @@ fn load_told_with_an_answer_ranks_before_the_next_scrape() {
         let counts = spread(&mut world, 20);
         // Load is followed by an eighth, because nothing of it is ours.
         assert!(counts[0] <= 2, "{policy}: {counts:?}");
+    }
+}
+
+/// A prompt of `chunks` chunks that is like no other.
+fn prompt(name: u64, chunks: usize) -> PromptFacts {
+    let mut link = Link { hash: 1, end: 0 };
+    let chain = (0..chunks).map(|at| {
+        link.hash = hash::chain(link.hash, hash::mix(name, at as u64));
+        link.end += CHUNK_BYTES;
+        link
+    });
+    PromptFacts {
+        chain: chain.collect(),
+        bytes: chunks * CHUNK_BYTES,
+        conversation: name,
+        streamed: true,
+        output_tokens: Some(1),
+    }
+}
+
+/// Serves each of the prompts; why it went where it did.
+fn serve(router: &mut Router<&MemoryStore>, prompts: u64, now_us: u64) -> Vec<Reason> {
+    let target = router.target(b"m").cloned().expect("known");
+    let mut reasons = Vec::new();
+    for name in 0..prompts {
+        let ask = Ask {
+            target: &target,
+            key: None,
+            prompt: Some(prompt(name, 40)),
+        };
+        let (decision, charge) = router.decide(ask, now_us + name).expect("endpoints");
+        router.end(charge, Outcome::Served { output_tokens: 1 }, now_us + name);
+        reasons.push(decision.reason);
+    }
+    reasons
+}
+
+#[test]
+fn the_prefix_table_grows_with_what_is_learned_and_forgets_nothing() {
+    let store = MemoryStore::new();
+    let mut config = discovered();
+    config["pools"][0]["policy"] = json!("prefix");
+    let mut world = World::new(&config, 2, &store);
+    (1..=4).for_each(|n| world.host(&address(n), healthy()));
+    world.run(2.0);
+    let bytes = |router: &mut Router<&MemoryStore>| router.table_size().map(|size| size.0);
+    let prompts = 60;
+    let now_us = world.now_us;
+    serve(&mut world.workers[0], prompts, now_us);
+    let by_default = world.workers[0].config().table_bytes_for(4 * 400_000);
+    assert_eq!(bytes(&mut world.workers[0]), Some(by_default as u64));
+    for n in 1..=4 {
+        let capacity = "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"250000\"} 1\n";
+        world.pages.insert(address(n), page(0, 0, 0.0) + capacity);
+    }
+    world.run(6.0);
+    let learned = world.workers[0].config().table_bytes_for(4 * 4_000_000);
+    assert!(learned > 4 * by_default);
+    assert_eq!(bytes(&mut world.workers[0]), Some(learned as u64));
+    let now_us = world.now_us;
+    for worker in &mut world.workers {
+        let reasons = serve(worker, prompts, now_us);
+        assert_eq!(reasons, vec![Reason::LongestPrefix; prompts as usize]);
+        assert_eq!(worker.take_evicted(), 0);
+    }
+    world.run(10.0);
+    // A newborn one has the size at once, another size does not keep it from the snapshot, and
+    // what is configured stays.
+    config["limits"] = json!({"prefix_table_bytes": 500_000});
+    let fixed = config.clone();
+    config["limits"] = json!({});
+    for (config, size) in [(config, learned), (fixed, 360_448)] {
+        let parsed = Config::parse(config.to_string().as_bytes()).expect("a valid config");
+        let mut newborn = Router::new(parsed, &store, world.now_us);
+        newborn.tick(world.now_us);
+        let reasons = serve(&mut newborn, prompts, world.now_us);
+        assert_eq!(reasons, vec![Reason::LongestPrefix; prompts as usize]);
+        assert_eq!(bytes(&mut newborn), Some(size as u64));
     }
 }
 

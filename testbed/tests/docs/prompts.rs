@@ -52,7 +52,7 @@ fn the_size_of_the_prefix_table_is_that_of_the_page() {
         let config = parsed(json!({"pools": [{
             "name": "p",
             "endpoints": {"static": endpoints},
-            "policy": {"prefix": {"kv_tokens": cell("`kv_tokens`")}},
+            "policy": {"prefix": {"kv_tokens": cell("KV capacity of each")}},
         }]}));
         assert_eq!(config.prefix_table_bytes(), cell("Bytes"), "{row:?}");
     }

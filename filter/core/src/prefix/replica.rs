@@ -28,7 +28,7 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// A replica of at most `bytes` bytes for engines with these KV capacities in tokens.
+    /// A replica of at most `bytes` bytes, until it [grows](Replica::grow), for engines with these KV capacities in tokens.
     pub fn new(bytes: usize, engines: &[(EndpointId, u64)]) -> Self {
         let mut index = Index::new(bytes);
         index.set_engines(engines);
@@ -45,6 +45,11 @@ impl Replica {
     /// Reads the snapshot, before the first decision: the logs tell what came after it.
     pub fn warm_up<S: Store>(&mut self, store: &S) {
         snapshot::load(&mut self.index, store);
+    }
+
+    /// See [`Index::grow`].
+    pub fn grow(&mut self, bytes: usize) {
+        self.index.grow(bytes);
     }
 
     /// See [`Index::take_census`].

@@ -1,17 +1,19 @@
 //! How a newborn worker starts warm: one worker writes its replica out, piece by piece.
 //!
-//! The table is cut into pieces of [`PIECE_SETS`] sets, each a shared value of its own. The living worker with the lowest column writes a few pieces with each tick,
-//! in turn, and only those that changed. Whoever starts reads them all, then follows the logs.
+//! The table is cut into pieces of [`PIECE_SETS`] sets, each a shared value of its own. The living
+//! worker with the lowest column writes a few pieces with each tick, in turn, and only those that
+//! changed. Whoever starts reads them all, then follows the logs.
 //!
 //! Every piece stands for itself: an entry names its engine by its shared id and carries its age in
 //! epochs at the time of writing, so it needs no clock to be understood, and a mix of old and new
-//! pieces is only a mix of older and newer knowledge.
+//! pieces is only a mix of older and newer knowledge. Each entry is put anew where it belongs, so
+//! that the tables of writer and reader may differ in size, and the writer's may grow.
 //!
 //! Layout of a piece: version byte, number of sets of the table (u32), then the live entries: what
-//! the table keeps of the link (u64), engine (u16), age (u16), chunks (u16), all little-endian. A
-//! table with more sets cannot place the entries of a smaller one, and starts cold.
+//! the table keeps of the link (u64), engine (u16), age (u16), chunks (u16), all little-endian.
 
 use super::Index;
+use super::table::{KNOWING_SETS, MOST_BYTES, SET_BYTES};
 use crate::ids::EndpointId;
 use crate::store::Store;
 
@@ -20,8 +22,10 @@ pub const PIECE_SETS: usize = 128;
 /// Pieces written with one tick.
 pub const PIECES_PER_TICK: usize = 8;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const ROW: usize = 14;
+/// Pieces of the largest table.
+const MOST_PIECES: usize = MOST_BYTES.div_ceil(SET_BYTES * PIECE_SETS);
 
 /// Where the writer stands.
 #[derive(Debug, Default)]
@@ -65,19 +69,25 @@ impl Cursor {
 
 /// Reads a whole snapshot into an empty index.
 pub fn load<S: Store>(index: &mut Index, store: &S) {
-    let pieces = index.table().sets().div_ceil(PIECE_SETS);
+    let sets = index.table().sets();
+    let mut pieces = sets.div_ceil(PIECE_SETS);
     let mut rows: Vec<(u16, u64, u16, u16)> = Vec::new();
-    for piece in 0..pieces {
-        let bytes = store.get(&key(piece)).bytes;
+    let mut next = 0;
+    while next < pieces {
+        let bytes = store.get(&key(next)).bytes;
+        next += 1;
         let Some((&VERSION, bytes)) = bytes.split_first() else {
             continue;
         };
-        let Some((sets, bytes)) = bytes.split_first_chunk() else {
+        let Some((written, bytes)) = bytes.split_first_chunk() else {
             continue;
         };
-        if (u32::from_le_bytes(*sets) as usize) < index.table().sets() {
+        let written = u32::from_le_bytes(*written) as usize;
+        // Of a table so small it is not known where its entries belong in a larger one.
+        if written < sets.min(KNOWING_SETS) {
             continue;
         }
+        pieces = pieces.max(written.div_ceil(PIECE_SETS).min(MOST_PIECES));
         let (found, _) = bytes.as_chunks::<ROW>();
         rows.extend(
             found

@@ -2,14 +2,20 @@
 //!
 //! In a picture: a wall of *sets*, each with 8 *slots* in a row; a slot is a 32-bit tag, the chunks it
 //! stands for, and up to 4 *holders*, each an engine id and the epoch of its last use. The low bits
-//! of a link choose the set, its high 32 bits are the tag. A prompt that many engines hold takes
-//! several slots of its set with the same tag.
+//! of a link choose the set, bits 8 to 39 are the tag. A prompt that many engines hold takes several
+//! slots of its set with the same tag.
+//!
+//! The wall grows to the right, set by set, by *linear hashing*: the sets of the last doubling are
+//! split in turn, and the next bit of a link decides which of its slots move to the new set at the
+//! end. That bit is in the tag, or in the number of the set. So nothing is ever looked up in two
+//! places, and no step is longer than that of one set.
 //!
 //! Invariants: an engine is a holder of at most one slot of a tag; a slot without live holders is
-//! free, whatever it says; nothing is allocated after construction. A lookup reads one set
+//! free, whatever it says; nothing is allocated but by [`Table::grow`]. A lookup reads one set
 //! (8 tags are one cache line's half); an insertion writes one. When a set is full the slot whose
 //! freshest holder is oldest, in epochs of its engine, gives way. Two links meet in one slot with
-//! probability 2^-32 for each slot compared; the harm is one wrong guess.
+//! probability 2^-32 for each slot compared in a table of 256 sets, 2^-26 in one of 3 MB, and 2^-20
+//! in the largest; the harm is one wrong guess.
 
 use super::Mark;
 use super::snapshot::PIECE_SETS;
@@ -22,6 +28,14 @@ const HOLDERS: usize = 4;
 pub const SLOT_BYTES: usize = 4 + 2 + 4 * HOLDERS;
 /// Bytes of a set.
 pub const SET_BYTES: usize = WAYS * SLOT_BYTES;
+
+/// Bytes of the largest table; the smaller power of two of sets fits 2^20 of them.
+pub const MOST_BYTES: usize = 256 * 1024 * 1024;
+/// Low bits of a link that are no part of its tag. A table of fewer than 2^8 sets does not know all
+/// of them, and cannot grow.
+const UNTAGGED_BITS: u32 = 8;
+/// Sets from which on a table knows where its entries belong in a larger one.
+pub(super) const KNOWING_SETS: usize = 1 << UNTAGGED_BITS;
 
 /// Nobody; ids of endpoints stay below.
 const NOBODY: u16 = u16::MAX;
@@ -53,7 +67,10 @@ const EMPTY: Slot = Slot {
 pub struct Table {
     tags: Vec<[u32; WAYS]>,
     slots: Vec<[Slot; WAYS]>,
+    /// Number of sets at the last doubling, less one.
     mask: u64,
+    /// The same for the next doubling while the table grows; else `mask`.
+    wide: u64,
     /// Pieces of the snapshot that have changed since they were written.
     changed: Vec<bool>,
     /// Live holders that gave way since this was last asked.
@@ -63,18 +80,63 @@ pub struct Table {
 impl Table {
     /// A table of at most `bytes` bytes, and at least one set.
     pub fn new(bytes: usize) -> Self {
-        let fit = (bytes / SET_BYTES).max(1);
-        let sets = if fit.is_power_of_two() {
-            fit
-        } else {
-            fit.next_power_of_two() / 2
-        };
+        let sets = sets_within(bytes);
+        let mask = sets as u64 - 1;
         Table {
             tags: vec![[0; WAYS]; sets],
             slots: vec![[EMPTY; WAYS]; sets],
-            mask: sets as u64 - 1,
+            mask,
+            wide: mask,
             changed: vec![false; sets.div_ceil(PIECE_SETS)],
             evicted: 0,
+        }
+    }
+
+    /// Grows towards `bytes` bytes by at most `most` sets; what it knows, it goes on knowing. A table
+    /// that has so much stays as it is, and so does one for which there is no memory.
+    pub(super) fn grow(&mut self, bytes: usize, most: usize) {
+        let more = sets_within(bytes.min(MOST_BYTES)).saturating_sub(self.sets());
+        if more == 0 || self.sets() < KNOWING_SETS {
+            return;
+        }
+        // All at once: to move the table for each doubling would take longer than to split it.
+        if self.tags.try_reserve_exact(more).is_err() || self.slots.try_reserve_exact(more).is_err()
+        {
+            return;
+        }
+        for _ in 0..more.min(most) {
+            self.split();
+        }
+    }
+
+    /// Adds a set, and moves there what belongs there.
+    fn split(&mut self) {
+        let (base, new) = (self.mask as usize + 1, self.sets());
+        let old = new - base;
+        let mut new_tags = [0; WAYS];
+        let mut new_slots = [EMPTY; WAYS];
+        let mut moved = false;
+        if let (Some(tags), Some(slots)) = (self.tags.get_mut(old), self.slots.get_mut(old)) {
+            let from = tags.iter_mut().zip(slots);
+            let to = new_tags.iter_mut().zip(&mut new_slots);
+            for ((tag, slot), (new_tag, new_slot)) in from.zip(to) {
+                if link(*tag, old) & base as u64 != 0 {
+                    moved = true;
+                    *new_tag = std::mem::take(tag);
+                    *new_slot = std::mem::replace(slot, EMPTY);
+                }
+            }
+        }
+        self.tags.push(new_tags);
+        self.slots.push(new_slots);
+        self.changed.resize(self.sets().div_ceil(PIECE_SETS), false);
+        if moved {
+            self.touch(old);
+            self.touch(new);
+        }
+        self.wide = 2 * base as u64 - 1;
+        if self.sets() == 2 * base {
+            self.mask = self.wide;
         }
     }
 
@@ -114,7 +176,7 @@ impl Table {
             .take(sets);
         for (set, (tags, slots)) in rows {
             for (tag, slot) in tags.iter().zip(slots) {
-                let link = u64::from(*tag) << 32 | set as u64;
+                let link = link(*tag, set);
                 for holder in slot.holders.iter().filter(|holder| holder.engine != NOBODY) {
                     entry(link, holder.engine, holder.epoch, slot.chunks);
                 }
@@ -134,7 +196,12 @@ impl Table {
     }
 
     fn set_of(&self, link: u64) -> usize {
-        (link & self.mask) as usize
+        let set = (link & self.wide) as usize;
+        if set < self.tags.len() {
+            set
+        } else {
+            (link & self.mask) as usize
+        }
     }
 
     /// Reports the holders of a link.
@@ -248,6 +315,18 @@ impl Table {
     }
 }
 
+/// Sets of a table of at most `bytes` bytes: a power of two, and at least one.
+fn sets_within(bytes: usize) -> usize {
+    1 << (bytes / SET_BYTES).max(1).ilog2()
+}
+
 fn tag(link: u64) -> u32 {
-    (link >> 32) as u32
+    (link >> UNTAGGED_BITS) as u32
+}
+
+/// What the table keeps of a link with this tag in this set: its low 40 bits, if there are at least
+/// [`KNOWING_SETS`].
+fn link(tag: u32, set: usize) -> u64 {
+    let untagged = set as u64 & ((1 << UNTAGGED_BITS) - 1);
+    u64::from(tag) << UNTAGGED_BITS | untagged
 }

@@ -1,6 +1,9 @@
 //! The clocks follow an engine's cache: what is shared counts once, and ends go first.
 
+use super::table::{SET_BYTES, Table};
 use super::*;
+use crate::store::MemoryStore;
+use proptest::prelude::*;
 
 const ENGINE: EndpointId = EndpointId(3);
 
@@ -86,4 +89,120 @@ fn only_what_was_still_alive_is_counted_as_evicted() {
     index.forget(ENGINE);
     index.apply(&event(Kind::Hold, marks(3, 5)));
     assert_eq!(index.take_evicted(), 0);
+}
+
+/// Grows to `sets` sets, in as many calls as it takes.
+fn grow(index: &mut Index, sets: usize) {
+    for _ in 0..sets.div_ceil(GROW_SETS) {
+        index.grow(sets * SET_BYTES);
+    }
+    assert!(index.table().sets() >= sets);
+}
+
+/// Live entries: what is kept of the link, the engine, the age, the chunks.
+fn entries(index: &Index) -> Vec<(u64, u16, u16, u16)> {
+    let mut found = Vec::new();
+    index.entries(0, index.table().sets(), |link, engine, age, chunks| {
+        found.push((link, engine, age, chunks));
+    });
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn a_table_grows_by_parts_up_to_what_is_asked_and_never_shrinks() {
+    let mut table = Table::new(256 * SET_BYTES);
+    table.grow(4096 * SET_BYTES + 1, 1000);
+    assert_eq!(table.sets(), 1256);
+    for _ in 0..3 {
+        table.grow(4096 * SET_BYTES + 1, 1000);
+    }
+    assert_eq!((table.sets(), table.bytes()), (4096, 4096 * SET_BYTES));
+    table.grow(256 * SET_BYTES, 1000);
+    assert_eq!(table.sets(), 4096);
+    // It would not know where its entries belong.
+    let mut small = Table::new(128 * SET_BYTES);
+    small.grow(4096 * SET_BYTES, 1000);
+    assert_eq!(small.sets(), 128);
+}
+
+#[test]
+fn a_snapshot_fits_a_table_of_any_size() {
+    let store = MemoryStore::new();
+    let capacity = [(ENGINE, 100_000 * CHUNK_TOKENS)];
+    let make = |sets: usize| {
+        let mut index = Index::new(sets * SET_BYTES);
+        index.set_engines(&capacity);
+        index
+    };
+    let prompts: Vec<Vec<Mark>> = (0..40).map(|name| marks(name, 20)).collect();
+    let mut writer = make(1024);
+    grow(&mut writer, 2048);
+    for prompt in &prompts {
+        writer.apply(&event(Kind::Hold, prompt.clone()));
+    }
+    let mut cursor = snapshot::Cursor::default();
+    (0..8).for_each(|_| cursor.write(&mut writer, &store));
+    for sets in [512, 2048, 8192] {
+        let mut reader = make(sets);
+        snapshot::load(&mut reader, &store);
+        assert_eq!(reader.take_evicted(), 0);
+        for prompt in &prompts {
+            assert_eq!(reader.known(prompt, ENGINE), 20, "{sets} sets");
+        }
+    }
+    // Growing, it has pieces of many sizes, some of which say that there are fewer sets.
+    let store = MemoryStore::new();
+    let mut growing = make(1024);
+    for prompt in &prompts {
+        growing.apply(&event(Kind::Hold, prompt.clone()));
+        growing.table.grow(4096 * SET_BYTES, 40);
+        cursor.write(&mut growing, &store);
+    }
+    assert_eq!(growing.table().sets(), 1024 + 40 * 40);
+    (0..8).for_each(|_| cursor.write(&mut growing, &store));
+    let mut reader = make(4096);
+    snapshot::load(&mut reader, &store);
+    let known = prompts.iter().map(|prompt| reader.known(prompt, ENGINE));
+    assert!(known.eq([20; 40]));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    /// An index whose table grew on the way is the same as one that was as large from the start.
+    #[test]
+    fn growth_changes_nothing_that_is_known(
+        steps in proptest::collection::vec((0..3_u8, 0..12_u64, 1..12_u64, 0..6_u16, 0..300_usize), 1..80),
+    ) {
+        let capacities: Vec<(EndpointId, u64)> =
+            (0..6).map(|id| (EndpointId(id), (40 + 40 * u64::from(id)) * CHUNK_TOKENS)).collect();
+        let make = |sets: usize| {
+            let mut index = Index::new(sets * SET_BYTES);
+            index.set_engines(&capacities);
+            index
+        };
+        let (mut small, mut large) = (make(256), make(2048));
+        for (kind, name, chunks, engine, more) in steps {
+            let event = Event {
+                kind: [Kind::Pin, Kind::Hold, Kind::Drop][usize::from(kind)],
+                engine: EndpointId(engine),
+                extra_chunks: 0,
+                marks: marks(name, chunks),
+            };
+            let took = small.apply(&event);
+            prop_assert_eq!(took, large.apply(&event));
+            small.table.grow(2048 * SET_BYTES, more);
+            for name in 0..12 {
+                let marks = marks(name, 12);
+                for engine in 0..6 {
+                    let engine = EndpointId(engine);
+                    prop_assert_eq!(small.known(&marks, engine), large.known(&marks, engine));
+                }
+            }
+        }
+        grow(&mut small, 2048);
+        prop_assert_eq!(small.take_evicted(), 0);
+        prop_assert_eq!(entries(&small), entries(&large));
+    }
 }

@@ -246,15 +246,22 @@ impl<S: Store> Router<S> {
     /// says, unless the config says it.
     pub(super) fn set_capacities(&mut self) {
         let mut engines: Vec<(EndpointId, u64)> = Vec::new();
+        // One that several pools have keeps one cache: the first of them counts.
+        let mut counted = vec![false; self.endpoints.len()];
         for (pool, layout) in self.config.pools.iter().zip(&self.pools) {
             let Some(kv_tokens) = pool.policy.kv_tokens() else {
                 continue;
             };
             let all = layout.groups.first().map(|group| group.all.as_slice());
             for position in all.unwrap_or_default() {
-                let Some(endpoint) = self.endpoints.get(*position) else {
+                let (Some(endpoint), Some(counted)) =
+                    (self.endpoints.get(*position), counted.get_mut(*position))
+                else {
                     continue;
                 };
+                if std::mem::replace(counted, true) {
+                    continue;
+                }
                 let engine = self.scout.fleet().engines.get(&endpoint.socket);
                 let told = engine.and_then(|engine| engine.kv_capacity_tokens);
                 let told = told.filter(|_| pool.policy.learns_kv_tokens());
@@ -267,6 +274,10 @@ impl<S: Store> Router<S> {
             if let Some(replica) = self.replica.as_mut() {
                 replica.set_engines(&engines);
             }
+            let tokens = engines.iter().map(|(_, kv_tokens)| *kv_tokens);
+            let tokens = tokens.fold(0, u64::saturating_add);
+            // It never gets smaller: who leaves may come back.
+            self.table_bytes = self.table_bytes.max(self.config.table_bytes_for(tokens));
             self.capacities = engines;
         }
     }

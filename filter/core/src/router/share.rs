@@ -22,6 +22,9 @@ impl<S: Store> Router<S> {
             self.follow_fleet(now_us);
         }
         self.forget_words(now_us);
+        if let Some(replica) = self.replica.as_mut() {
+            replica.grow(self.table_bytes);
+        }
         if !self.joined {
             self.watch(now_us);
             return;

@@ -114,7 +114,8 @@ pub fn piece(mut bytes: &[u8], known_ids: usize) {
         "a piece of {} bytes",
         bytes.len()
     );
-    version(&mut bytes);
+    let [piece_version] = take(&mut bytes);
+    assert_eq!(piece_version, 2, "the version of a piece");
     let sets = u32::from_le_bytes(take(&mut bytes));
     assert!(sets.is_power_of_two(), "{sets} sets");
     while !bytes.is_empty() {

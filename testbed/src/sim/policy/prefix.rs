@@ -35,8 +35,7 @@ pub struct Options {
     unary: bool,
     /// Requests that say how long their answers may become, and use it up.
     max_tokens: bool,
-    /// The capacity of an engine is not configured but learned from its metrics; the size of the
-    /// table is what it would be by the capacity.
+    /// The capacity of an engine is not configured but learned from its metrics.
     learned: bool,
 }
 
@@ -104,16 +103,8 @@ impl Options {
             "off".into(),
             |interval_ms| serde_json::json!({"metrics": {"interval_ms": interval_ms}}),
         );
-        // The table is laid out before an engine has said a word, so who learns sets its size.
-        let mut limits = serde_json::Map::new();
-        if self.learned {
-            let mut given = self.clone();
-            given.learned = false;
-            let bytes = given.config(engines, kv_tokens, None)?.prefix_table_bytes();
-            limits.insert("prefix_table_bytes".to_owned(), bytes.into());
-        }
         let policy = self.members(kv_tokens);
-        let json = serde_json::json!({"discovery": "off", "scrape": scrape, "limits": limits, "pools": [{
+        let json = serde_json::json!({"discovery": "off", "scrape": scrape, "pools": [{
             "name": "sim", "candidates": 1, "policy": {"prefix": policy},
             "endpoints": {"static": endpoints},
         }]});
