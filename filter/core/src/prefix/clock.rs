@@ -22,13 +22,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::CHUNK_TOKENS;
 
-/// Epochs per capacity. While running requests take most of the cache the idle part is small, and an
+/// Epochs per capacity; an engine of fewer chunks has one for each. While running requests take most of the cache the idle part is small, and an
 /// epoch is the least that can be dropped from it.
-const EPOCHS: u64 = 128;
+pub(super) const EPOCHS: u64 = 128;
 /// How much more than the capacity entries may count for: prompts that overlap are counted twice in
 /// places. Chosen in simulation; twice as much or nothing is nearly as good, but 8 costs the agentic
 /// trace with 400k tokens a tenth of its mean time to first token at full load, and 15 half of it.
-const SLACK_PERCENT: u64 = 2;
+pub(super) const SLACK_PERCENT: u64 = 2;
 /// How far ahead a pin is stamped, in epochs: four capacities. Under saturation many requests
 /// complete while one waits, and each moves the clock.
 const PIN_EPOCHS: u16 = 512;
@@ -63,7 +63,7 @@ impl Clocks {
             let known = before.get_mut(at).and_then(Option::take);
             let mut clock = known
                 .unwrap_or_else(|| Clock::starting(self.resume.remove(&id.0).unwrap_or_default()));
-            clock.capacity_chunks = (kv_tokens / CHUNK_TOKENS).max(EPOCHS);
+            clock.capacity_chunks = (kv_tokens / CHUNK_TOKENS).max(1);
             clock.trim();
             if self.engines.len() <= at {
                 self.engines.resize_with(at + 1, || None);
@@ -196,7 +196,7 @@ impl Clock {
 
     fn add(&mut self, chunks: u64) {
         self.total_chunks = self.total_chunks.saturating_add(chunks);
-        let epoch_chunks = self.capacity_chunks / EPOCHS;
+        let epoch_chunks = (self.capacity_chunks / EPOCHS).max(1);
         match self.epochs.back_mut() {
             Some(newest) if *newest < epoch_chunks => *newest = newest.saturating_add(chunks),
             _ => {

@@ -1,5 +1,6 @@
 //! The clocks follow an engine's cache: what is shared counts once, and ends go first.
 
+use super::clock::{EPOCHS, SLACK_PERCENT};
 use super::table::{SET_BYTES, Table};
 use super::*;
 use crate::store::MemoryStore;
@@ -53,6 +54,26 @@ fn the_end_of_a_prompt_is_forgotten_before_its_beginning() {
     index.apply(&event(Kind::Hold, marks(2, 600)));
     let known = index.known(&old, ENGINE);
     assert!((350..=420).contains(&known), "{known} of 600");
+}
+
+#[test]
+fn a_small_engine_is_believed_to_hold_no_more_than_it_can() {
+    for chunks in [1, 7, 65, 100, 127, 128, 129, 255, 300] {
+        let mut index = index(chunks);
+        for name in 0..30 {
+            for kind in [Kind::Pin, Kind::Hold] {
+                index.apply(&event(kind, marks(name, 20)));
+            }
+            let held = entries(&index).len() as u64;
+            let most = chunks + chunks * SLACK_PERCENT / 100;
+            assert!(held <= most, "{held} of {chunks} after {name}");
+        }
+        // An epoch may end between an entry's stamp and its count.
+        let held = entries(&index).len() as u64;
+        assert!(held + 1 + chunks / EPOCHS >= chunks, "{held} of {chunks}");
+        let newest = index.known(&marks(29, 20), ENGINE) as u64;
+        assert!((chunks - 1).min(20) <= newest, "{newest} of {chunks}");
+    }
 }
 
 #[test]
