@@ -173,6 +173,9 @@ impl Worker {
             Phase::Sent => Action::Continue,
             Phase::Answered => Action::Pause,
         };
+        if ended {
+            self.sent(&mut request);
+        }
         self.requests.insert(context, request);
         action
     }
@@ -193,6 +196,7 @@ impl Worker {
             Phase::Sent => Action::Continue,
             Phase::Answered => Action::Pause,
         };
+        self.sent(&mut request);
         self.requests.insert(context, request);
         action
     }
@@ -281,6 +285,7 @@ impl Worker {
                 }
                 request.exchange.first_token(&mut self.router, now_us);
             }
+            request.exchange.heard(&mut self.router);
             request.parts = request.parts.saturating_add(1);
             let reading = request.exchange.feedback().reading();
             if let Some(part) = reading.wants(size)
@@ -509,6 +514,16 @@ impl Worker {
             if let Some(age_us) = row.scrape_age_us {
                 self.metrics.scrape_age(endpoint, age_us);
             }
+        }
+    }
+
+    /// All of a request was read from the client.
+    fn sent(&mut self, request: &mut Request) {
+        if request.phase == Phase::Sent && request.exchange.is_charged() {
+            let router = &mut self.router;
+            request
+                .exchange
+                .sent(router, request.content_length, host::now_us());
         }
     }
 

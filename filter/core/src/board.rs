@@ -257,6 +257,13 @@ impl<R: Row> Board<R> {
         self.changed = changed;
     }
 
+    /// Lets the next [`Board::refresh`] read all columns, due or not.
+    pub fn make_due(&mut self) {
+        for peer in &mut self.peers {
+            peer.read_us = None;
+        }
+    }
+
     /// Writes our column.
     pub fn publish<S: Store>(&mut self, store: &S, column: Column, now_us: u64) {
         let known = self.keys.as_ref().is_some_and(|keys| keys.0 == column);

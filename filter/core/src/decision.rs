@@ -55,6 +55,8 @@ pub enum Reason {
     ColdPrefix,
     /// Load is spread so unevenly that only load counted.
     Imbalance,
+    /// It had stalled, and is put to the test.
+    Probe,
 }
 
 impl Reason {
@@ -73,6 +75,7 @@ impl Reason {
             Reason::LoadOverPrefix => "load_over_prefix",
             Reason::ColdPrefix => "cold_prefix",
             Reason::Imbalance => "imbalance",
+            Reason::Probe => "probe",
         }
     }
 }

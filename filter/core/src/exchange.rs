@@ -232,6 +232,25 @@ impl Exchange {
         }
     }
 
+    /// The whole request was sent, with a body of this many bytes if that is known.
+    pub fn sent<S: Store>(
+        &mut self,
+        router: &mut Router<S>,
+        body_bytes: Option<usize>,
+        now_us: u64,
+    ) {
+        if let Some(charge) = self.charge.as_mut() {
+            router.sent(charge, body_bytes, now_us);
+        }
+    }
+
+    /// A part of the response body passes.
+    pub fn heard<S: Store>(&self, router: &mut Router<S>) {
+        if let Some(charge) = &self.charge {
+            router.heard(charge);
+        }
+    }
+
     /// The first byte of the response body came.
     pub fn first_token<S: Store>(&mut self, router: &mut Router<S>, now_us: u64) {
         if let Some(charge) = self.charge.as_mut() {

@@ -5,7 +5,8 @@
 //! of all. So failures are counted here. After `failures` in a row ([`HealthOptions`]) the endpoint is
 //! left out for a cool-down, then one request probes it; the cool-down doubles while probes fail.
 //! A client's own mistake (4xx) says nothing about an endpoint; 429 and 503 say that it is busy, and
-//! leave it out for as long as its `Retry-After` asks.
+//! leave it out for as long as its `Retry-After` asks. An endpoint that has work and gives no token
+//! ([`crate::pulse`]) is left out as after failures; it takes a token to be fit again.
 //!
 //! Every worker writes what it saw into its own column ([`crate::board`]). Merged, the latest event
 //! of any worker is the state, and the strikes of all workers add up, so all workers leave a failing
@@ -29,6 +30,8 @@ pub struct HealthOptions {
     pub cool_down_us: u64,
     /// Length of the longest.
     pub max_cool_down_us: u64,
+    /// Least silence after which an endpoint with work is stalled; 0: none is.
+    pub stall_us: u64,
     /// How long an endpoint that came, or came back, is brought up to its full share.
     pub slow_start_us: u64,
     /// Share of usable endpoints, in percent, below which all are used. 0: only if there is none.
@@ -43,6 +46,7 @@ impl Default for HealthOptions {
             failures: 3,
             cool_down_us: 2_000_000,
             max_cool_down_us: 30_000_000,
+            stall_us: 10_000_000,
             slow_start_us: 10_000_000,
             panic_percent: 0,
             last_resort: true,
@@ -113,6 +117,11 @@ impl Fitness {
         matches!(self.cause, Cause::Failures | Cause::Stalled) && self.cause(now_us) == Cause::None
     }
 
+    /// Whether it gave no sign of life when it last should have, whether it is left out or not.
+    pub fn is_stalled(&self) -> bool {
+        self.cause == Cause::Stalled
+    }
+
     /// Whether it is, or was until a success, left out for any cause.
     pub fn is_marked(&self) -> bool {
         self.cause != Cause::None
@@ -120,6 +129,10 @@ impl Fitness {
 
     /// A request goes there to see whether it is fit again: no other does for a while.
     pub fn probe(&mut self, options: &HealthOptions, now_us: u64) {
+        if self.probing && self.is_stalled() {
+            // The one before was never answered.
+            self.level = self.level.saturating_add(1).min(MOST_LEVELS);
+        }
         let length_us = length_us(options, self.level);
         self.set(self.cause, now_us.saturating_add(length_us), now_us);
         self.probing = true;
@@ -139,7 +152,12 @@ impl Fitness {
         self.strikes = self.strikes.saturating_add(1);
         let again = matches!(self.cause, Cause::Failures | Cause::Stalled);
         if again || strikes.saturating_add(1) >= options.failures {
-            self.cool_down(Cause::Failures, options, now_us);
+            // Who gives no token fails requests, too, when Envoy gives them up.
+            let cause = match self.cause {
+                Cause::Stalled => Cause::Stalled,
+                _ => Cause::Failures,
+            };
+            self.cool_down(cause, options, now_us);
         }
     }
 

@@ -7,7 +7,7 @@
 //!
 //! Layout (little-endian): version byte; then the hosts of each cluster: count of clusters (u16), and
 //! for each its name, when Envoy told it in ms (u64), count of hosts (u16), hosts of 25 bytes; then
-//! model names: count (u16), texts; then engines: count (u16), rows of 83 bytes with their LoRA
+//! model names: count (u16), texts; then engines: count (u16), rows of 99 bytes with their LoRA
 //! adapters (9 bytes each) and the numbers of their models (2 bytes each). Texts are a length (u16)
 //! and UTF-8. Bounds: [`MAX_CLUSTERS`], [`MAX_ENDPOINTS`] hosts and engines, [`MAX_NAMES`] names,
 //! [`MAX_LORAS`] adapters and [`MAX_MODELS`] models an engine. What does not read is an empty fleet.
@@ -95,6 +95,11 @@ pub struct Engine {
     pub hit_tokens: Option<u64>,
     /// Requests finished since it started.
     pub finished: Option<u64>,
+    /// Output tokens generated since it started.
+    pub generated_tokens: Option<u64>,
+    /// When these were last seen to have grown, or, where it does not tell them, the finished
+    /// requests, in milliseconds of the Unix clock; 0: never.
+    pub moved_ms: u64,
     /// Whether it sleeps.
     pub sleeping: bool,
     /// Most LoRA adapters it holds at a time.

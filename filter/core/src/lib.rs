@@ -24,6 +24,7 @@ pub mod lease;
 pub mod load;
 pub mod policy;
 pub mod prefix;
+pub mod pulse;
 pub mod rate;
 pub mod recent;
 pub mod router;

@@ -1,7 +1,8 @@
 //! The router: pools and endpoints of one config, and what this worker shares with the others.
 //!
 //! `decide` ranks the endpoints for a request and counts it ([`decide`]), `account` moves and gives
-//! back what was counted, `share` keeps up with the other workers, `survey` speaks for all of them,
+//! back what was counted, `share` keeps up with the other workers, `watch` finds
+//! engines that have stalled, `survey` speaks for all of them,
 //! `explain` tells what `decide` would do, and `recall` what was decided lately.
 
 mod account;
@@ -12,6 +13,7 @@ mod layout;
 mod recall;
 mod share;
 mod survey;
+mod watch;
 mod words;
 
 pub use account::{Charge, Outcome};
@@ -31,6 +33,7 @@ use crate::ids::EndpointId;
 use crate::load::Load;
 use crate::policy::{self, Holders};
 use crate::prefix::Replica;
+use crate::pulse::Pulse;
 use crate::rate::Rate;
 use crate::recent::Recent;
 use crate::scan::ScanPlan;
@@ -42,6 +45,7 @@ use account::Drains;
 use ahash::AHashMap;
 use judge::Members;
 use std::net::SocketAddr;
+use watch::Watch;
 use words::Words;
 
 /// How often the count of routers is tried, in rounds of [`UPDATE_TRIES`](crate::store::UPDATE_TRIES).
@@ -80,6 +84,13 @@ pub struct Router<S> {
     /// Of the fleet that the layout was made of.
     shape: u64,
     fitness: Board<Fitness>,
+    /// Signs of life of all workers.
+    pulses: Board<Pulse>,
+    /// Those of this one, by position.
+    watches: Vec<Watch>,
+    watched_us: u64,
+    /// Changes of the fitness that the judgement knows.
+    judged_changes: u64,
     /// Number of the judgement of who is usable; one more whenever it may have changed.
     judged: u64,
     /// When time alone may change it.
@@ -160,6 +171,10 @@ impl<S: Store> Router<S> {
             shape: scout.shape(),
             scout,
             fitness: Board::new(Vec::new()),
+            pulses: Board::new(Vec::new()),
+            watches: Vec::new(),
+            watched_us: 0,
+            judged_changes: 0,
             judged: 0,
             judge_again_us: 0,
             holders: Holders::new(0),

@@ -425,6 +425,10 @@ impl Scout {
             .running
             .unwrap_or_default()
             .saturating_add(total.waiting.unwrap_or_default());
+        let moved = match (total.generated_tokens, engine.generated_tokens) {
+            (Some(now), before) => before.is_some_and(|before| now != before),
+            (None, _) => total.finished.is_some() && total.finished != engine.finished,
+        };
         *engine = Engine {
             told_ms: now_ms,
             failures: 0,
@@ -436,6 +440,8 @@ impl Scout {
             queried_tokens: total.prefix_queries_tokens,
             hit_tokens: total.prefix_hits_tokens,
             finished: total.finished,
+            generated_tokens: total.generated_tokens,
+            moved_ms: if moved { now_ms } else { engine.moved_ms },
             sleeping: total.is_sleeping.unwrap_or_default(),
             max_loras: stats
                 .max_adapters

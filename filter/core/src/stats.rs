@@ -82,6 +82,8 @@ pub struct Figures {
     pub kv_capacity_tokens: Option<u64>,
     /// Counter: requests that ended, for whatever reason the engine counts.
     pub finished: Option<u64>,
+    /// Counter: output tokens generated.
+    pub generated_tokens: Option<u64>,
     /// Whether the engine sleeps and has no weights or no KV memory; as a whole, if any rank does.
     pub is_sleeping: Option<bool>,
 }

@@ -54,6 +54,7 @@ fn vllm_0_32() {
         prefix_hits_tokens: Some(960),
         kv_capacity_tokens: Some(65_536),
         finished: Some(500),
+        generated_tokens: Some(3108),
         is_sleeping: Some(false),
         ..Figures::default()
     };
@@ -70,6 +71,7 @@ fn vllm_0_32() {
         prefix_hits_tokens: Some(0),
         kv_capacity_tokens: Some(8320),
         finished: Some(4),
+        generated_tokens: Some(28),
         ..idle
     };
     assert_eq!(read(fixture!("vllm-0.32-decode")).total, decode);
@@ -265,6 +267,7 @@ fn llama_cpp() {
         waiting: Some(46),
         prefix_queries_tokens: Some(80_000),
         prefix_hits_tokens: Some(60_000),
+        generated_tokens: Some(39_303),
         ..Figures::default()
     };
     assert_eq!(unranked(fixture!("llama-cpp")), figures);

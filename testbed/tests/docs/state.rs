@@ -8,6 +8,7 @@ use warmpath_core::fleet::{Engine, Fleet, HostHealth};
 use warmpath_core::lease::{self, Candidate};
 use warmpath_core::load::Load;
 use warmpath_core::prefix::table::{SET_BYTES, SLOT_BYTES};
+use warmpath_core::pulse::Pulse;
 use warmpath_core::rate::Rate;
 use warmpath_core::store::{MemoryStore, Store};
 
@@ -52,6 +53,7 @@ fn columns_are_as_long_as_the_page_says() {
     check_board::<Load>();
     check_board::<Rate>();
     check_board::<Fitness>();
+    check_board::<Pulse>();
 }
 
 #[test]

@@ -20,6 +20,8 @@ const TIMEOUT_MS: u64 = 1000;
 const PAGE_BYTES: u64 = 4 * 1024 * 1024;
 /// 1024 endpoints need about 1 MB; Envoy buffers no more than 32 MiB.
 const ADMIN_BYTES: u64 = 16 * 1024 * 1024;
+/// Workers tell each other of signs of life twice a second.
+const LEAST_STALL_US: u64 = 1_000_000;
 const BYTES: RangeInclusive<u64> = 4096..=32 * 1024 * 1024;
 
 /// A periodic call.
@@ -140,6 +142,7 @@ pub(super) fn health(reader: &mut Reader, path: &str, value: &Value) -> Option<H
         LENGTH_MS,
         defaults.max_cool_down_us.max(cool_down_us),
     );
+    let stall_us = length_us(reader, "stall_ms", 0..=600_000, defaults.stall_us);
     let slow_start_us = length_us(reader, "slow_start_ms", 0..=600_000, defaults.slow_start_us);
     let failures = fields.count(reader, "failures", 1..=1000, u64::from(defaults.failures)) as u16;
     let panic = fields.count(reader, "panic_percent", 0..=100, 0) as u8;
@@ -153,11 +156,16 @@ pub(super) fn health(reader: &mut Reader, path: &str, value: &Value) -> Option<H
         let got = (max_cool_down_us / 1000).into();
         reader.error(&fields.path("max_cool_down_ms"), &got, want);
     }
+    if (1..LEAST_STALL_US).contains(&stall_us) {
+        let want = "0, or at least 1000";
+        reader.error(&fields.path("stall_ms"), &(stall_us / 1000).into(), want);
+    }
     fields.finish(reader);
     Some(HealthOptions {
         failures,
         cool_down_us,
         max_cool_down_us,
+        stall_us,
         slow_start_us,
         panic_percent: panic,
         last_resort,

@@ -8,7 +8,7 @@ use crate::config::MAX_ENDPOINTS;
 use ahash::AHashMap;
 use std::collections::BTreeMap;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Stands for "not told" where every number is legal.
 const NOTHING_U16: u16 = u16::MAX;
 const NOTHING_U32: u32 = u32::MAX;
@@ -59,6 +59,8 @@ fn put_engine(out: &mut Vec<u8>, engine: &Engine, numbers: &AHashMap<&str, u16>)
         engine.queried_tokens,
         engine.hit_tokens,
         engine.finished,
+        engine.generated_tokens,
+        Some(engine.moved_ms),
     ] {
         out.extend_from_slice(&figure.unwrap_or(NOTHING_U64).to_le_bytes());
     }
@@ -140,6 +142,7 @@ fn engine(bytes: &mut Bytes, names: &[String]) -> Option<Engine> {
     let mut figure = || Some(bytes.u64()?).map(|figure| (figure != NOTHING_U64).then_some(figure));
     let (kv_capacity_tokens, queried_tokens) = (figure()?, figure()?);
     let (hit_tokens, finished) = (figure()?, figure()?);
+    let (generated_tokens, moved_ms) = (figure()?, figure()?.unwrap_or_default());
     let sleeping = bytes.u8()? != 0;
     let max_loras = Some(bytes.u16()?).filter(|most| *most != NOTHING_U16);
     let mut loras = Vec::new();
@@ -168,6 +171,8 @@ fn engine(bytes: &mut Bytes, names: &[String]) -> Option<Engine> {
         queried_tokens,
         hit_tokens,
         finished,
+        generated_tokens,
+        moved_ms,
         sleeping,
         max_loras,
         loras,

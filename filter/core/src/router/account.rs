@@ -5,6 +5,7 @@
 //! was queued before it, at the rate seen with streamed requests.
 
 use super::Router;
+use super::watch::Watched;
 use crate::load::Load;
 use crate::prefix::{CHUNK_TOKENS, Event, Kind, Mark};
 use crate::store::Store;
@@ -41,6 +42,10 @@ pub struct Charge {
     pub(super) recent: u64,
     /// Whether the first token is awaited.
     waiting: bool,
+    /// Its part in the watch of the endpoint, once it was sent as a whole.
+    pub(super) watched: Option<Watched>,
+    /// Whether it is answered with an error.
+    pub(super) refused: bool,
     /// Name of the estimate that stands in for the first token.
     estimate: Option<u64>,
     started_us: u64,
@@ -86,6 +91,8 @@ impl Charge {
             ranked: Vec::new(),
             recent: 0,
             waiting: true,
+            watched: None,
+            refused: false,
             estimate: None,
             started_us: now_us,
             queued_tokens: 0,
@@ -277,6 +284,7 @@ impl<S: Store> Router<S> {
             .position(|endpoint| endpoint.address.as_bytes() == address);
         let Some(served) = served else { return };
         self.settle(charge);
+        let watched_tokens = self.unwatch(charge);
         self.loads.change(charge.position, |load| {
             charge.take_from(load, charge.waiting, true)
         });
@@ -292,6 +300,7 @@ impl<S: Store> Router<S> {
         }
         self.hold(charge);
         self.begin(charge, now_us);
+        self.watch_again(charge, watched_tokens, now_us);
     }
 
     /// The first token came: the prompt is prefilled.
@@ -301,6 +310,7 @@ impl<S: Store> Router<S> {
                 entry.ttft_us = Some(now_us.saturating_sub(entry.decided_us));
             });
         }
+        self.watch_first(charge, now_us);
         self.settle(charge);
         if std::mem::take(&mut charge.waiting) {
             self.loads
@@ -318,6 +328,7 @@ impl<S: Store> Router<S> {
     /// The request ended, one way or another.
     pub fn end(&mut self, mut charge: Charge, outcome: Outcome, now_us: u64) {
         self.settle(&mut charge);
+        self.unwatch(&mut charge);
         let waiting = charge.waiting;
         self.loads.change(charge.position, |load| {
             charge.take_from(load, waiting, true)

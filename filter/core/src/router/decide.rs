@@ -1,6 +1,7 @@
 //! Ranking the endpoints for one request, and counting it at the first of them.
 
 use super::account::{Charge, Held};
+use super::judge::Care;
 use super::{Router, Target, count};
 use crate::answer::Answer;
 use crate::board::Board;
@@ -105,7 +106,15 @@ impl<S: Store> Router<S> {
         self.follow(now_us);
         self.drain(now_us);
         let target = ask.target;
-        let last_resort = self.judge(target.pool, target.group, now_us);
+        let mut last_resort = self.judge(target.pool, target.group, now_us);
+        if self
+            .members(target)
+            .is_some_and(|it| it.care.probe.is_some())
+        {
+            // A probe may be lost: another worker's, sent a moment ago, is enough.
+            self.fitness.make_due();
+            last_resort = self.judge(target.pool, target.group, now_us);
+        }
         let group = self
             .pools
             .get_mut(target.pool)
@@ -149,7 +158,7 @@ impl<S: Store> Router<S> {
             draw,
         };
         let ranking = match self.members(target) {
-            Some(members) => self.rank(target, &members.group, members.slow, &weighing, now_us),
+            Some(members) => self.rank(target, &members.group, members.care, &weighing, now_us),
             None => return Err(Answer::no_endpoint("")),
         };
         let ranked = ranking.ranked;
@@ -204,12 +213,12 @@ impl<S: Store> Router<S> {
         });
     }
 
-    /// Ranks the members of a group that was caught up; `slow` says whether any is in slow start.
+    /// Ranks the members of a group that was caught up.
     pub(super) fn rank(
         &self,
         target: &Target,
         group: &Group,
-        slow: bool,
+        care: Care,
         weighing: &Weighing,
         now_us: u64,
     ) -> Ranking {
@@ -229,8 +238,14 @@ impl<S: Store> Router<S> {
                 reason: Reason::Draw,
             },
         };
-        if slow {
+        if care.slow {
             self.spare(target.pool, &mut ranking.ranked, group, now_us);
+        }
+        if let Some(probe) = care.probe.filter(|probe| group.members().contains(probe)) {
+            let ranked = &mut ranking.ranked;
+            ranked.retain(|position| *position != probe);
+            ranked.insert(0, probe);
+            ranking.reason = Reason::Probe;
         }
         ranking
     }

@@ -95,7 +95,7 @@ impl<S: Store> Router<S> {
             },
             draw,
         };
-        let ranking = self.rank(target, &group, fit.slow, &weighing, now_us);
+        let ranking = self.rank(target, &group, fit.care, &weighing, now_us);
         if ranking.ranked.is_empty() {
             return Err(self.refusal(target, now_us));
         }

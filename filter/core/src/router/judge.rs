@@ -110,8 +110,8 @@ pub(super) struct Members {
     pub(super) group: Group,
     /// Number of usable ones among all.
     pub(super) usable: usize,
-    /// Whether any of them is in slow start.
-    pub(super) slow: bool,
+    /// What their state asks of a ranking.
+    pub(super) care: Care,
     /// The judgement that `group` is of.
     judged: Option<u64>,
 }
@@ -122,8 +122,17 @@ pub(super) struct Fit {
     pub(super) ranked: Vec<usize>,
     /// How many of the group are usable.
     pub(super) usable: usize,
-    /// Whether any of them is in slow start.
+    /// What their state asks of a ranking.
+    pub(super) care: Care,
+}
+
+/// What a ranking must heed beyond the pool's policy.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Care {
+    /// Whether any endpoint is in slow start.
     pub(super) slow: bool,
+    /// The endpoint to put to the test.
+    pub(super) probe: Option<usize>,
 }
 
 impl Members {
@@ -131,7 +140,7 @@ impl Members {
         Members {
             group: Group::new(Vec::new(), identities),
             usable: 0,
-            slow: false,
+            care: Care::default(),
             judged: None,
             all,
         }
@@ -215,9 +224,10 @@ impl<S: Store> Router<S> {
 
     /// Brings a group's list of usable members up to date. Whether it is the last resort.
     pub(super) fn judge(&mut self, pool: usize, group: usize, now_us: u64) -> bool {
-        let seen = self.fitness.changes();
         self.fitness.refresh(&self.store, now_us);
-        if self.fitness.changes() != seen || now_us >= self.judge_again_us {
+        let seen = self.fitness.changes();
+        if seen != self.judged_changes || now_us >= self.judge_again_us {
+            self.judged_changes = seen;
             self.judged = self.judged.wrapping_add(1);
             let ends =
                 (0..self.endpoints.len()).filter_map(|position| self.fitness.total(position));
@@ -249,7 +259,7 @@ impl<S: Store> Router<S> {
             if let Some(slot) = slot {
                 slot.judged = Some(judged);
                 slot.usable = fit.usable;
-                slot.slow = fit.slow;
+                slot.care = fit.care;
                 if slot.group.members() != fit.ranked.as_slice() {
                     slot.group = Group::new(fit.ranked, &self.identities);
                 }
@@ -284,10 +294,11 @@ impl<S: Store> Router<S> {
         } else if panics || resorts {
             ranked = all.to_vec();
         }
+        let probe = self.probe_due(&ranked, now_us);
         Fit {
             ranked,
             usable,
-            slow,
+            care: Care { slow, probe },
         }
     }
 
@@ -358,6 +369,7 @@ impl<S: Store> Router<S> {
             entry.status = Some(response.status);
             entry.position = charge.position;
         });
+        charge.refused = response.status >= 400;
         let ranked = std::mem::take(&mut charge.ranked);
         let at = ranked
             .iter()
@@ -394,6 +406,11 @@ impl<S: Store> Router<S> {
     }
 
     fn succeeded(&mut self, position: usize, now_us: u64) {
+        let fitness = self.fitness.total(position);
+        if fitness.is_some_and(Fitness::is_stalled) {
+            // Its front sends headers before there is a token.
+            return;
+        }
         let struck = self
             .fitness
             .own(position)
@@ -403,7 +420,12 @@ impl<S: Store> Router<S> {
         }
     }
 
-    fn mark(&mut self, position: usize, now_us: u64, change: impl Fn(&mut Fitness, u16)) {
+    pub(super) fn mark(
+        &mut self,
+        position: usize,
+        now_us: u64,
+        change: impl Fn(&mut Fitness, u16),
+    ) {
         // Our own column takes over what all have seen: the event follows from it.
         let total = self.fitness.total(position).copied().unwrap_or_default();
         let strikes = total.strikes();

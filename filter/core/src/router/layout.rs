@@ -6,6 +6,7 @@
 //! anew only when endpoints or models come or go.
 
 use super::judge::Members;
+use super::watch::Watch;
 use super::{Endpoint, Pool, Router, Target};
 use crate::config::{MAX_ENDPOINTS, PoolConfig};
 use crate::fleet::Fleet;
@@ -140,6 +141,7 @@ impl<S: Store> Router<S> {
             if let Some(place) = self.identities.get_mut(position) {
                 *place = identity;
             }
+            self.watch_anew(position);
             self.by_socket.insert(*socket, position);
         }
         let ids = ids::resolve(&self.store, &self.identities, now_us / 1000);
@@ -159,6 +161,8 @@ impl<S: Store> Router<S> {
         self.loads.set_ids(&ids);
         self.rates.set_ids(&ids);
         self.fitness.set_ids(&ids);
+        self.pulses.set_ids(&ids);
+        self.watches.resize_with(ids.len(), Watch::default);
     }
 
     /// A retired endpoint of which nothing is in flight here.

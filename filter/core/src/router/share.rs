@@ -32,6 +32,7 @@ impl<S: Store> Router<S> {
         self.beat(now_us);
         self.drain(now_us);
         self.follow(now_us);
+        self.watch_tick(now_us);
         self.publish_recent();
         if let Some(replica) = self.replica.as_mut() {
             replica.tick(&self.store, self.column);
@@ -131,6 +132,7 @@ impl<S: Store> Router<S> {
         self.loads.set_peers(&peers);
         self.rates.set_peers(&peers);
         self.fitness.set_peers(&peers);
+        self.pulses.set_peers(&peers);
     }
 
     /// Takes over what the fleet has become.
@@ -204,6 +206,7 @@ impl<S: Store> Router<S> {
         self.loads.set_peers(&roll.peers);
         self.rates.set_peers(&roll.peers);
         self.fitness.set_peers(&roll.peers);
+        self.pulses.set_peers(&roll.peers);
         if let Some(replica) = self.replica.as_mut() {
             replica.set_peers(&self.store, &roll.peers);
         }

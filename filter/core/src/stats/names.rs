@@ -36,6 +36,7 @@ pub(super) enum Figure {
     PrefixMisses,
     HitRate,
     Finished,
+    Generated,
     /// KV capacity in tokens, of each rank.
     Capacity,
     /// KV capacity in tokens, of all ranks together, said by each of them.
@@ -194,6 +195,7 @@ fn vllm(name: &[u8]) -> Option<Meaning> {
         }
         b"gpu_prefix_cache_hit_rate" => Meaning::Figure(Figure::HitRate, 2),
         b"request_success_total" | b"request_success" => Meaning::Figure(Figure::Finished, 2),
+        b"generation_tokens_total" | b"generation_tokens" => Meaning::Figure(Figure::Generated, 2),
         b"cache_config_info" => Meaning::CacheConfig(2),
         b"engine_sleep_state" => Meaning::Sleep,
         b"lora_requests_info" => Meaning::Adapters,
@@ -213,6 +215,7 @@ fn sglang(name: &[u8]) -> Option<Meaning> {
         b"cached_tokens_total" => Meaning::Figure(Figure::PrefixHits, 2),
         b"cache_hit_rate" => Meaning::Figure(Figure::HitRate, 2),
         b"num_requests_total" => Meaning::Figure(Figure::Finished, 2),
+        b"generation_tokens_total" => Meaning::Figure(Figure::Generated, 2),
         b"max_total_num_tokens" => Meaning::Figure(Figure::Capacity, 2),
         b"cache_config_info" => Meaning::CacheConfig(4),
         b"num_pages" => Meaning::Figure(Figure::Blocks, 2),
@@ -232,6 +235,7 @@ fn tensorrt_llm(name: &[u8]) -> Option<Meaning> {
         b"kv_cache_hit_rate" => Meaning::Figure(Figure::HitRate, 2),
         b"request_success_total" => Meaning::Figure(Figure::Finished, 2),
         b"num_requests_completed_total" => Meaning::Figure(Figure::Finished, 4),
+        b"generation_tokens_total" => Meaning::Figure(Figure::Generated, 2),
         b"kv_cache_max_blocks" => Meaning::Figure(Figure::Blocks, 2),
         b"kv_cache_tokens_per_block" => Meaning::Figure(Figure::BlockTokens, 2),
         _ => return None,
@@ -265,6 +269,7 @@ fn llama_cpp(name: &[u8]) -> Option<Meaning> {
         b"kv_cache_usage_ratio" => Meaning::Figure(Figure::KvUsage, 2),
         b"prompt_tokens_total" => Meaning::Figure(Figure::PrefixMisses, 2),
         b"prompt_tokens_cached_total" => Meaning::Figure(Figure::PrefixHits, 2),
+        b"tokens_predicted_total" => Meaning::Figure(Figure::Generated, 2),
         _ => return None,
     })
 }

@@ -128,6 +128,7 @@ impl Slot {
             prefix_hit_rate: self.mean(Figure::HitRate),
             kv_capacity_tokens: capacity,
             finished: self.sum(Figure::Finished),
+            generated_tokens: self.sum(Figure::Generated),
             is_sleeping: (self.is_sleeping || self.is_awake).then_some(self.is_sleeping),
         }
     }

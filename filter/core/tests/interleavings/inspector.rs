@@ -17,6 +17,7 @@ use warmpath_core::store::{MemoryStore, Store, Versioned};
 const LOAD_BYTES: usize = 40;
 const RATE_BYTES: usize = 28;
 const FITNESS_BYTES: usize = 28;
+const PULSE_BYTES: usize = 40;
 
 /// What is thrown to end a worker as a trap does: nothing of it runs any more.
 #[derive(Debug)]
@@ -91,6 +92,10 @@ impl Inspector {
             }
             ["warmpath", "fitness", at] => {
                 let owner = layouts::column(bytes, FITNESS_BYTES, ledger.ids.len());
+                self.inspect_writer(&ledger, slot(at), owner);
+            }
+            ["warmpath", "pulse", at] => {
+                let owner = layouts::column(bytes, PULSE_BYTES, ledger.ids.len());
                 self.inspect_writer(&ledger, slot(at), owner);
             }
             ["warmpath", "fleet"] => {

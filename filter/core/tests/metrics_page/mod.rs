@@ -13,7 +13,7 @@ type Row = (
 );
 
 /// Every known name that is a figure by itself or by one label, best names of a figure first.
-pub const TABLE: [Row; 45] = [
+pub const TABLE: [Row; 49] = [
     ("running", "vllm:num_requests_running", None),
     ("running", "sglang:num_running_reqs", None),
     ("running", "trtllm_num_requests_running", None),
@@ -68,6 +68,10 @@ pub const TABLE: [Row; 45] = [
     ("finished", "trtllm_num_requests_completed_total", None),
     ("finished", "tgi_request_success", None),
     ("finished", "tgi_request_success_total", None),
+    ("generated", "vllm:generation_tokens_total", None),
+    ("generated", "sglang:generation_tokens_total", None),
+    ("generated", "trtllm_generation_tokens_total", None),
+    ("generated", "llamacpp:tokens_predicted_total", None),
     ("capacity", "sglang:max_total_num_tokens", None),
     ("blocks", "sglang:num_pages", None),
     ("blocks", "trtllm_kv_cache_max_blocks", None),
@@ -396,6 +400,7 @@ fn figures(
         prefix_hit_rate: mean("rate"),
         kv_capacity_tokens: sum("capacity").or(by_blocks).or(shared),
         finished: sum("finished"),
+        generated_tokens: sum("generated"),
         is_sleeping: (awake || asleep).then_some(asleep),
     }
 }
