@@ -31,6 +31,7 @@ mod routing;
 mod sessions;
 mod spec;
 mod spread;
+mod stall;
 mod status;
 mod telemetry;
 mod workers;
@@ -117,6 +118,7 @@ fn cases() -> Vec<Case> {
         makers::cases(),
         fleet::cases(),
         health::cases(),
+        stall::cases(),
     ]
     .into_iter()
     .flatten()
