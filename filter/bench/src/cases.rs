@@ -166,6 +166,7 @@ fn decide(policy: usize, endpoints: usize) -> Work {
                 target: &target,
                 key: Some(next as u64),
                 prompt: prompts.get(next).cloned(),
+                priority: Default::default(),
             };
             let Ok((decision, charge)) = router.decide(ask, now_us) else {
                 unreachable!("there are endpoints");

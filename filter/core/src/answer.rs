@@ -1,5 +1,6 @@
 //! Answers that the filter gives itself, in OpenAI's formats.
 
+use crate::admission::Priority;
 use serde_json::json;
 
 /// A response of our own.
@@ -13,6 +14,17 @@ pub struct Answer {
     pub body: String,
     /// Short name of what happened, for metrics and the access log.
     pub cause: &'static str,
+    /// What was refused, if it was for want of room.
+    pub shed: Option<Shed>,
+}
+
+/// A request that a pool refused because all of its engines are full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shed {
+    /// Position of the pool in the config.
+    pub pool: usize,
+    /// The request's class.
+    pub priority: Priority,
 }
 
 /// When to come back after a 503; one scrape interval of common discovery.
@@ -29,6 +41,7 @@ impl Answer {
             retry_after_s: None,
             body: body.to_string(),
             cause: "",
+            shed: None,
         }
     }
 
@@ -84,6 +97,22 @@ impl Answer {
         }
     }
 
+    /// 429: every endpoint of the pool has as much to do as it is given.
+    pub fn overloaded(pool: &str, shed: Shed, retry_after_s: u32) -> Answer {
+        let message = format!(
+            "All engines of pool `{pool}` are busy, so requests of {} priority are refused. \
+             Try again in {retry_after_s} s.",
+            shed.priority.name()
+        );
+        let error = Answer::error(429, "rate_limit_error", "overloaded", None, &message);
+        Answer {
+            retry_after_s: Some(retry_after_s),
+            cause: "overloaded",
+            shed: Some(shed),
+            ..error
+        }
+    }
+
     /// 200: the list of models.
     pub fn models<'a>(names: impl Iterator<Item = &'a str>) -> Answer {
         let data: Vec<_> = names.map(model).collect();
@@ -93,6 +122,7 @@ impl Answer {
             retry_after_s: None,
             body,
             cause: "models",
+            shed: None,
         }
     }
 
@@ -103,6 +133,7 @@ impl Answer {
             retry_after_s: None,
             body: model(name).to_string(),
             cause: "models",
+            shed: None,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! defaults are filled in. Unknown fields are refused. The shape and every default are described
 //! for users in docs/configuration.md, which a test holds against this module.
 
+mod admission;
 mod fleet;
 mod pool;
 mod reader;
@@ -81,6 +82,8 @@ pub struct HeaderNames {
     pub cluster: String,
     /// A client's choice of pool where the model does not decide.
     pub pool: String,
+    /// Whether a request may be refused first.
+    pub priority: String,
     /// Where a request id may be found, best first; for logs.
     pub request_id: Vec<String>,
 }
@@ -294,6 +297,7 @@ impl Default for HeaderNames {
             destination: "x-gateway-destination-endpoint".to_owned(),
             cluster: "x-warmpath-cluster".to_owned(),
             pool: "x-warmpath-pool".to_owned(),
+            priority: "x-warmpath-priority".to_owned(),
             request_id: [
                 "x-request-id",
                 "x-correlation-id",
@@ -315,6 +319,7 @@ fn headers(reader: &mut Reader, path: &str, value: &Value) -> Option<HeaderNames
     let destination = name(reader, "destination", defaults.destination);
     let cluster = name(reader, "cluster", defaults.cluster);
     let pool = name(reader, "pool", defaults.pool);
+    let priority = name(reader, "priority", defaults.priority);
     let request_id = fields
         .optional(reader, "request_id", |reader, path, value| {
             list(reader, path, value, 0..=16, header_name)
@@ -325,6 +330,7 @@ fn headers(reader: &mut Reader, path: &str, value: &Value) -> Option<HeaderNames
         destination,
         cluster,
         pool,
+        priority,
         request_id,
     })
 }

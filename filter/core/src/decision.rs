@@ -57,6 +57,8 @@ pub enum Reason {
     Imbalance,
     /// It had stalled, and is put to the test.
     Probe,
+    /// Another was preferred, but has as much to do as the pool's admission gives it.
+    PreferredFull,
 }
 
 impl Reason {
@@ -76,6 +78,7 @@ impl Reason {
             Reason::ColdPrefix => "cold_prefix",
             Reason::Imbalance => "imbalance",
             Reason::Probe => "probe",
+            Reason::PreferredFull => "preferred_full",
         }
     }
 }

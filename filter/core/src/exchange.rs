@@ -3,6 +3,7 @@
 //! The adapter feeds what Envoy shows it and does what each [`Step`] says. It may stop at any point:
 //! whatever happens, [`Exchange::end`] gives back what was counted, exactly once.
 
+use crate::admission::Priority;
 use crate::answer::Answer;
 use crate::decision::{Decision, Fallback, Rewrite};
 use crate::feedback::{Feedback, Finding, LoadReport};
@@ -47,6 +48,7 @@ pub struct Exchange {
     api: Option<Api>,
     key: HeaderKey,
     pool_header: Option<Vec<u8>>,
+    priority: Priority,
     /// Boxed: a request is moved more often than it is scanned.
     scan: Option<Box<RequestScan>>,
     charge: Option<Charge>,
@@ -76,6 +78,7 @@ impl Exchange {
         self.api = Some(api);
         self.feedback.on_request(head.headers);
         self.key = session::from_headers(&router.config().session_key, head.headers);
+        self.priority = priority(router, head.headers);
         if encoded(head.headers) {
             return self.give_up(router, Fallback::EncodedBody, now_us);
         }
@@ -104,6 +107,7 @@ impl Exchange {
             api: Some(api),
             key: session::from_headers(&router.config().session_key, headers),
             pool_header: header(headers, &router.config().headers.pool).map(<[u8]>::to_vec),
+            priority: priority(router, headers),
             ..Exchange::default()
         };
         if body.is_empty() {
@@ -353,6 +357,7 @@ impl Exchange {
             target,
             key,
             prompt,
+            priority: self.priority,
         }
     }
 
@@ -414,6 +419,14 @@ fn found(key: Key) -> Option<u64> {
     match key {
         Key::Found(hash) => Some(hash),
         Key::Unknown | Key::Absent => None,
+    }
+}
+
+/// The class of a request, where it matters.
+fn priority<S: Store>(router: &Router<S>, headers: &[(String, Vec<u8>)]) -> Priority {
+    match router.sheds() {
+        true => Priority::of(headers, &router.config().headers.priority),
+        false => Priority::default(),
     }
 }
 

@@ -1,11 +1,12 @@
 //! The router: pools and endpoints of one config, and what this worker shares with the others.
 //!
 //! `decide` ranks the endpoints for a request and counts it ([`decide`]), `account` moves and gives
-//! back what was counted, `share` keeps up with the other workers, `watch` finds
-//! engines that have stalled, `survey` speaks for all of them,
+//! back what was counted, `admit` refuses what is too much, `share` keeps up with the other workers,
+//! `watch` finds engines that have stalled, `survey` speaks for all of them,
 //! `explain` tells what `decide` would do, and `recall` what was decided lately.
 
 mod account;
+mod admit;
 mod decide;
 mod explain;
 mod judge;
@@ -108,6 +109,8 @@ pub struct Router<S> {
     published_us: u64,
     /// Whether a policy looks at request rates.
     counts_rates: bool,
+    /// Whether a pool refuses requests when it is full.
+    sheds: bool,
     touched_ms: u64,
     random: u64,
     /// Empty unless the status page is served.
@@ -193,6 +196,7 @@ impl<S: Store> Router<S> {
             joined: false,
             joined_us: 0,
             published_us: 0,
+            sheds: config.pools.iter().any(|pool| pool.admission.is_some()),
             counts_rates: config.pools.iter().any(|pool| pool.policy.counts_rates()),
             touched_ms: now_us / 1000,
             random,

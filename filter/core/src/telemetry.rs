@@ -139,17 +139,20 @@ pub enum Label {
     Cause,
     /// HTTP status.
     Status,
+    /// Class of a request.
+    Priority,
 }
 
 impl Label {
     /// Every label.
-    pub const ALL: [Label; 6] = [
+    pub const ALL: [Label; 7] = [
         Label::Pool,
         Label::Endpoint,
         Label::Policy,
         Label::Reason,
         Label::Cause,
         Label::Status,
+        Label::Priority,
     ];
 
     /// The name in `/stats/prometheus`.
@@ -161,6 +164,7 @@ impl Label {
             Label::Reason => "reason",
             Label::Cause => "cause",
             Label::Status => "status",
+            Label::Priority => "priority",
         }
     }
 }

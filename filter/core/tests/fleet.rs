@@ -113,6 +113,7 @@ impl<'a> World<'a> {
             target: &target,
             key: None,
             prompt: None,
+            priority: Default::default(),
         };
         router
             .decide(ask, self.now_us)
@@ -470,6 +471,7 @@ fn an_engine_that_left_or_restarted_holds_nothing() {
             target: &target,
             key: None,
             prompt: Some(prompt),
+            priority: Default::default(),
         };
         let (_, charge) = router.decide(ask, now_us).expect("an endpoint");
         let cached = charge.cached_tokens();
@@ -556,6 +558,7 @@ fn backpressure_lasts_as_long_as_it_asks_and_4xx_costs_nothing() {
         target: &target,
         key: None,
         prompt: None,
+        priority: Default::default(),
     };
     let answer = router
         .decide(ask, world.now_us)
@@ -728,6 +731,7 @@ fn serve(router: &mut Router<&MemoryStore>, prompts: u64, now_us: u64) -> Vec<Re
             target: &target,
             key: None,
             prompt: Some(prompt(name, 40)),
+            priority: Default::default(),
         };
         let (decision, charge) = router.decide(ask, now_us + name).expect("endpoints");
         router.end(charge, Outcome::Served { output_tokens: 1 }, now_us + name);

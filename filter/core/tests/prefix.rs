@@ -55,6 +55,7 @@ fn decide<S: Store>(
         target: &target,
         key: None,
         prompt: Some(prompt),
+        priority: Default::default(),
     };
     router.decide(ask, now_us).expect("endpoints")
 }

@@ -40,6 +40,7 @@ fn decide<S: Store>(
         target: &target,
         key,
         prompt: None,
+        priority: Default::default(),
     };
     router.decide(ask, now_us)
 }

@@ -117,6 +117,7 @@ impl<'a> World<'a> {
             target: &target,
             key: None,
             prompt,
+            priority: Default::default(),
         };
         let (_, mut charge) = router.decide(ask, self.now_us).expect("endpoints");
         router.sent(&mut charge, None, self.now_us);
@@ -401,6 +402,7 @@ fn an_engine_is_not_to_blame_for_what_it_was_not_sent() {
             target: &target,
             key: None,
             prompt: None,
+            priority: Default::default(),
         };
         // Its body is still on its way from the client.
         assert!(router.decide(ask, world.now_us).is_ok());

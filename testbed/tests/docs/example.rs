@@ -106,6 +106,7 @@ impl Fleet {
             target: &target,
             key,
             prompt,
+            priority: Default::default(),
         };
         self.router.decide(ask, self.now_us).expect("an engine")
     }

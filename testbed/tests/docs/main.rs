@@ -22,6 +22,8 @@ mod tables;
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use warmpath_core::admission::Priority;
+use warmpath_core::answer::Shed;
 use warmpath_core::config::PolicyConfig;
 use warmpath_core::{Answer, Config, Fallback, Reason};
 
@@ -222,6 +224,8 @@ fn other_defaults_are_those_of_the_code() {
     assert_eq!(default("pools[].policy"), code(pool.policy.name()));
     assert_eq!(default("pools[].cluster"), "the pool's name");
     assert_eq!(pool.cluster, pool.name);
+    assert_eq!(default("pools[].admission"), "none: nothing is refused");
+    assert_eq!(pool.admission, None);
     assert_eq!(default("pools[].models"), "`[]`");
     assert_eq!(default("pools[].aliases"), "`{}`");
     assert!(pool.models.is_empty() && pool.aliases.is_empty());
@@ -230,6 +234,7 @@ fn other_defaults_are_those_of_the_code() {
     assert_eq!(default("headers.destination"), code(&headers.destination));
     assert_eq!(default("headers.cluster"), code(&headers.cluster));
     assert_eq!(default("headers.pool"), code(&headers.pool));
+    assert_eq!(default("headers.priority"), code(&headers.priority));
     let ids: Vec<String> = headers.request_id.iter().map(|name| code(name)).collect();
     assert_eq!(default("headers.request_id"), ids.join(", "));
 
@@ -309,11 +314,16 @@ fn every_fallback_and_answer_is_described() {
         );
     }
     let troubleshooting = page("docs/troubleshooting.md").text;
+    let shed = Shed {
+        pool: 0,
+        priority: Priority::High,
+    };
     let answers = [
         Answer::bad_json(""),
         Answer::missing_model(),
         Answer::unknown_model(b"m"),
         Answer::no_endpoint("p"),
+        Answer::overloaded("p", shed, 1),
     ];
     for answer in answers {
         let body: Value = serde_json::from_str(&answer.body).unwrap();

@@ -95,6 +95,7 @@ impl Traffic {
             target: &self.target,
             key: Some(key),
             prompt,
+            priority: Default::default(),
         };
         let Ok((decision, charge)) = router.decide(ask, self.now_us) else {
             unreachable!("there are endpoints");

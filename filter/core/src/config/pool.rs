@@ -1,7 +1,9 @@
 //! One pool of the configuration: an upstream cluster, what it serves, and who decides within it.
 
+use super::admission::admission;
 use super::reader::{Fields, Reader, list, text};
 use super::{MAX_ENDPOINTS, MAX_MODELS};
+use crate::admission::AdmissionOptions;
 use crate::policy::cache_aware::CacheAwareOptions;
 use crate::policy::prefix::PrefixOptions;
 use crate::rate::BUCKETS;
@@ -56,6 +58,8 @@ pub struct PoolConfig {
     pub policy: PolicyConfig,
     /// Length of the ranked list.
     pub candidates: usize,
+    /// When requests are refused, if they ever are.
+    pub admission: Option<AdmissionOptions>,
 }
 
 /// One endpoint of a static list.
@@ -183,6 +187,9 @@ pub(super) fn pool(reader: &mut Reader, path: &str, value: &Value) -> Option<Poo
         .optional(reader, "policy", policy)
         .unwrap_or(PolicyConfig::LeastRequest);
     let candidates = fields.count(reader, "candidates", 1..=16, CANDIDATES) as usize;
+    let admission = fields.optional(reader, "admission", |reader, path, value| {
+        admission(reader, path, value, policy.kv_tokens().is_some())
+    });
     let (aliases_path, models_path) = (fields.path("aliases"), fields.path("models"));
     fields.finish(reader);
     let listed = endpoints?;
@@ -228,6 +235,7 @@ pub(super) fn pool(reader: &mut Reader, path: &str, value: &Value) -> Option<Poo
         metric_names,
         policy,
         candidates,
+        admission,
     })
 }
 

@@ -35,7 +35,7 @@ fn every_error_is_named_with_its_path() {
         "config.pools[0].endpoints.static[1].address: got nothing, want a value (the field is required)",
         "config.pools[0].policy: got {\"fastest\":{}}, want one of round_robin, random, least_request, least_kv, power_of_two, lowest_qps, prefix, cache_aware, consistent_hash",
         "config.pools[0].candidates: got 0, want a whole number in 1..=16 (default 3)",
-        "config.pools[0].colour: got an unknown field, want one of name, cluster, models, aliases, endpoints, discover_models, metrics_path, metric_names, policy, candidates",
+        "config.pools[0].colour: got an unknown field, want one of name, cluster, models, aliases, endpoints, discover_models, metrics_path, metric_names, policy, candidates, admission",
         "config.limits.hold_bytes: got \"1 MB\", want a whole number in 1024..=268435456 (default 524288)",
         "config.debug_headers: got 1, want true or false (default false)",
         "config.default_pool: got \"nobody\", want the name of a pool",
@@ -188,5 +188,40 @@ fn load_is_asked_for_only_where_engines_are_scraped() {
     assert_eq!(
         errors(&with(r#""feedback": {"use": 1}"#)),
         ["config.feedback.use: got an unknown field, want one of usage, orca"]
+    );
+}
+
+#[test]
+fn admission_needs_a_bound_and_tokens_need_prompts() {
+    let with = |more: &str| {
+        SMALLEST.replace(
+            "\"endpoints\"",
+            &format!("{more}, \"admission\": {{ADMISSION}}, \"endpoints\""),
+        )
+    };
+    let config = |more: &str, admission: &str| with(more).replace("{ADMISSION}", admission);
+    let least = config(r#""candidates": 1"#, r#"{"max_requests": 64}"#);
+    let read = Config::parse(least.as_bytes()).unwrap().pools[0].admission;
+    let read = read.unwrap();
+    assert_eq!(
+        (read.max_requests, read.max_queued_tokens),
+        (Some(64), None)
+    );
+    assert_eq!((read.retry_after_s, read.low_percent), (1, 80));
+    let both = r#"{"max_requests": 1, "max_queued_tokens": 2, "retry_after_s": 3, "low_priority_percent": 4}"#;
+    let read = Config::parse(config(r#""policy": "prefix""#, both).as_bytes()).unwrap();
+    let read = read.pools[0].admission.unwrap();
+    assert_eq!((read.max_queued_tokens, read.retry_after_s), (Some(2), 3));
+    assert_eq!(
+        errors(&config(r#""candidates": 1"#, both)),
+        [
+            "config.pools[0].admission.max_queued_tokens: got 2, want nothing, because the pool's policy does not look at prompts"
+        ]
+    );
+    assert_eq!(
+        errors(&config(r#""candidates": 1"#, r#"{"retry_after_s": 1}"#)),
+        [
+            r#"config.pools[0].admission: got {"retry_after_s":1}, want `max_requests`, `max_queued_tokens` or both"#
+        ]
     );
 }

@@ -3,6 +3,7 @@
 use super::account::{Charge, Held};
 use super::judge::Care;
 use super::{Router, Target, count};
+use crate::admission::Priority;
 use crate::answer::Answer;
 use crate::board::Board;
 use crate::config::PolicyConfig;
@@ -28,6 +29,8 @@ pub struct Ask<'a> {
     pub key: Option<u64>,
     /// The prompt, if the pool's policy looks at it and it could be read.
     pub prompt: Option<PromptFacts>,
+    /// Its class, where pools refuse requests.
+    pub priority: Priority,
 }
 
 /// What a decision needs to know of a prompt.
@@ -66,6 +69,7 @@ pub(super) struct Weighing<'a> {
     pub(super) warmth: Option<Warmth<'a>>,
     pub(super) turn: u64,
     pub(super) draw: u64,
+    pub(super) priority: Priority,
 }
 
 impl<'a> Weighing<'a> {
@@ -100,7 +104,7 @@ impl<S: Store> Router<S> {
     /// Ranks the endpoints of a target and counts the request as in flight at the first.
     ///
     /// # Errors
-    /// The answer to give when no endpoint can take the request.
+    /// The answer to give when no endpoint can take the request, or none takes one more.
     pub fn decide(&mut self, ask: Ask, now_us: u64) -> Result<(Decision, Charge), Answer> {
         self.join(now_us);
         self.follow(now_us);
@@ -114,6 +118,10 @@ impl<S: Store> Router<S> {
             // A probe may be lost: another worker's, sent a moment ago, is enough.
             self.fitness.make_due();
             last_resort = self.judge(target.pool, target.group, now_us);
+        }
+        let members = self.members(target).map(|members| members.group.members());
+        if let Some(answer) = self.shed(target, members.unwrap_or_default(), ask.priority) {
+            return Err(answer);
         }
         let group = self
             .pools
@@ -156,6 +164,7 @@ impl<S: Store> Router<S> {
                 .map(|prompt| prompt.warmth(ask.key, &self.holders)),
             turn: turn.unwrap_or(draw),
             draw,
+            priority: ask.priority,
         };
         let ranking = match self.members(target) {
             Some(members) => self.rank(target, &members.group, members.care, &weighing, now_us),
@@ -241,6 +250,7 @@ impl<S: Store> Router<S> {
         if care.slow {
             self.spare(target.pool, &mut ranking.ranked, group, now_us);
         }
+        self.pass_by_full(target, &mut ranking, group, weighing.priority);
         if let Some(probe) = care.probe.filter(|probe| group.members().contains(probe)) {
             let ranked = &mut ranking.ranked;
             ranked.retain(|position| *position != probe);

@@ -70,6 +70,9 @@ impl<S: Store> Router<S> {
         let deciding = policy::effective(&pool.policy, ask.key.is_some());
         let fit = self.fit(target.pool, &members.all, now_us);
         let last_resort = fit.usable < fit.ranked.len();
+        if let Some(answer) = self.shed(target, &fit.ranked, ask.priority) {
+            return Err(answer);
+        }
         let mut group = Group::new(fit.ranked, &self.identities);
         policy::catch_up(
             deciding,
@@ -94,6 +97,7 @@ impl<S: Store> Router<S> {
                 _ => draw,
             },
             draw,
+            priority: ask.priority,
         };
         let ranking = self.rank(target, &group, fit.care, &weighing, now_us);
         if ranking.ranked.is_empty() {

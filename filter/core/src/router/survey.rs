@@ -207,6 +207,7 @@ mod tests {
                 target: &target,
                 key: None,
                 prompt: None,
+                priority: Default::default(),
             };
             charges.push(router.decide(ask, at as u64).unwrap().1);
         }

@@ -186,6 +186,13 @@ impl<K: Sink> Recorder<K> {
     pub fn answered(&mut self, answer: &Answer) {
         let status = answer.status.to_string();
         self.count(&table::ANSWERS, &[&status, answer.cause], 1);
+        if let Some(shed) = answer.shed {
+            self.in_pool(shed.pool, |registry, series| {
+                if let Some(handle) = series.shed.get(shed.priority as usize) {
+                    registry.add(*handle, 1);
+                }
+            });
+        }
     }
 
     /// Another endpoint than the one put first answered.

@@ -1,6 +1,7 @@
 //! The series of a pool and of an endpoint, asked for once.
 
 use super::{Handle, MAX_ENDPOINTS, OTHER, Registry, table};
+use crate::admission::Priority;
 use crate::decision::{Decision, Reason};
 use crate::feedback::Unread;
 use ahash::AHashMap;
@@ -14,6 +15,8 @@ pub struct PoolSeries {
     endpoints: AHashMap<Box<str>, EndpointSeries>,
     /// Stands for the endpoints that found no room.
     other: Option<Box<EndpointSeries>>,
+    /// By the number of [`Priority`].
+    pub shed: [Handle; Priority::ALL.len()],
     pub retried: Handle,
     pub disconnects: Handle,
     pub ttft: Handle,
@@ -69,8 +72,14 @@ impl PoolSeries {
     pub fn new(registry: &mut Registry, name: &str) -> Self {
         let unreported =
             Unread::ALL.map(|cause| registry.series(&table::UNREPORTED, &[name, cause.name()]));
+        let shed = Priority::ALL.map(|priority| {
+            let handle = registry.series(&table::SHED, &[name, priority.name()]);
+            registry.announce(handle);
+            handle
+        });
         let mut series = |metric| registry.series(metric, &[name]);
         PoolSeries {
+            shed,
             name: name.into(),
             requests: Vec::new(),
             endpoints: AHashMap::new(),

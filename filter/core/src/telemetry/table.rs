@@ -33,6 +33,8 @@ table! {
         "requests by the endpoint that their decision put first";
     ANSWERS: Counter "warmpath_answers_total", Requests [Status, Cause]
         "requests that the filter answered itself";
+    SHED: Counter "warmpath_shed_requests_total", Requests [Pool, Priority]
+        "those of them that were refused with 429 because every engine of the pool was full";
     FALLBACKS: Counter "warmpath_fallbacks_total", Requests [Cause]
         "requests that went on with less knowledge than they could have had";
     RETRIED: Counter "warmpath_retried_total", Requests [Pool]

@@ -1,6 +1,7 @@
 use super::testing::Page;
 use super::*;
-use crate::Answer;
+use crate::admission::Priority;
+use crate::answer::{Answer, Shed};
 use crate::config::Config;
 use crate::decision::{Decision, Fallback};
 use crate::feedback::{Finding, Report, Unread};
@@ -31,6 +32,7 @@ fn decided() -> (Decision, Charge) {
         target: &target,
         key: None,
         prompt: Some(prompt),
+        priority: Default::default(),
     };
     router.decide(ask, 0).unwrap()
 }
@@ -100,12 +102,23 @@ fn answers_and_fallbacks_are_told_by_cause() {
     let mut recorder = recorder(&page);
     recorder.answered(&Answer::missing_model());
     recorder.answered(&Answer::no_endpoint("p"));
+    let shed = Shed {
+        pool: 1,
+        priority: Priority::Low,
+    };
+    recorder.answered(&Answer::overloaded("q", shed, 1));
     Fallback::ALL
         .iter()
         .for_each(|fallback| recorder.fell_back(*fallback));
     recorder.flush();
     let missing = stat(&table::ANSWERS, &["400", "missing_model"]);
     assert_eq!(page.value(&missing), Some(1));
+    let overloaded = stat(&table::ANSWERS, &["429", "overloaded"]);
+    assert_eq!(page.value(&overloaded), Some(1));
+    for (priority, want) in [("low", Some(1)), ("high", None)] {
+        let name = stat(&table::SHED, &["q", priority]);
+        assert_eq!(page.value(&name), want, "{name}");
+    }
     for fallback in Fallback::ALL {
         let name = stat(&table::FALLBACKS, &[fallback.name()]);
         assert_eq!(page.value(&name), Some(1), "{name}");

@@ -356,6 +356,7 @@ pub fn decide(
         target: &target,
         key: None,
         prompt,
+        priority: Default::default(),
     };
     router.decide(ask, now_us).expect("endpoints")
 }

@@ -226,6 +226,7 @@ impl Policy for Prefix {
             target: &target,
             key: None,
             prompt: Some(prompt),
+            priority: Default::default(),
         };
         let Ok((_, charge)) = router.decide(ask, now_us) else {
             return 0;
