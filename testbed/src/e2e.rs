@@ -5,6 +5,7 @@
 //! Every test runs once per requested number of Envoy worker threads, because what workers share is
 //! what breaks. To add a theme, write `e2e/<theme>.rs` with a `cases()` and name it in [`cases`].
 
+mod admission;
 mod answers;
 mod arrival;
 mod bodies;
@@ -119,6 +120,7 @@ fn cases() -> Vec<Case> {
         fleet::cases(),
         health::cases(),
         stall::cases(),
+        admission::cases(),
     ]
     .into_iter()
     .flatten()

@@ -49,7 +49,7 @@ impl Context {
     }
 
     /// Adds to what is printed if the test fails.
-    fn note(&self, line: &str) {
+    pub(super) fn note(&self, line: &str) {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.push_str(line);
         journal.push('\n');
