@@ -35,6 +35,7 @@ mod spread;
 mod stall;
 mod status;
 mod telemetry;
+mod trust;
 mod workers;
 
 use std::path::{Path, PathBuf};
@@ -121,6 +122,7 @@ fn cases() -> Vec<Case> {
         health::cases(),
         stall::cases(),
         admission::cases(),
+        trust::cases(),
     ]
     .into_iter()
     .flatten()
