@@ -118,7 +118,7 @@ bench: $(ENVOY) module cases testbed ## Measure the core, then a real Envoy with
 	@$(TESTBED) bench --envoy $(ENVOY) --module $(MODULE) $(ARGS)
 
 .PHONY: fuzz
-fuzz: ## Search for inputs that break TARGET=metrics_page or answer, ARGS='-max_total_time=60'; needs nightly Rust, cargo-fuzz
+fuzz: ## Search for inputs that break TARGET=metrics_page, answer, clusters, config, retry_after or shared_state, ARGS='-max_total_time=60'; needs nightly Rust, cargo-fuzz
 	@mkdir -p fuzz/corpus/$(TARGET)
 	cargo +nightly fuzz run $(TARGET) fuzz/corpus/$(TARGET) fuzz/seeds/$(TARGET) -- $(or $(ARGS),-max_total_time=60)
 

@@ -1,0 +1,58 @@
+//! What must hold of any bytes where a configuration, Envoy's answer or a header is expected.
+
+use warmpath_core::Config;
+use warmpath_core::config::MAX_ENDPOINTS;
+use warmpath_core::router::Router;
+use warmpath_core::store::MemoryStore;
+use warmpath_core::wire::{clusters, retry_after};
+
+/// Some time in 2026.
+const NOW_S: u64 = 1_790_000_000;
+
+/// Of one answer.
+const MOST_CLUSTERS: usize = 256;
+const MOST_HOSTS: usize = 4096;
+
+/// A configuration is refused with reasons, or a router can be made of it.
+pub fn config(json: &[u8]) {
+    match Config::parse(json) {
+        Err(errors) => {
+            assert!(!errors.is_empty(), "refused without a reason");
+            assert!(errors.iter().all(|error| !error.path.is_empty()));
+        }
+        // A table of any allowed size is made at once: hundreds of megabytes for some.
+        Ok(config) if config.prefix_table_bytes() > 1 << 20 => {}
+        Ok(config) => {
+            let endpoints = config.pools.iter().map(|pool| pool.endpoints.len());
+            assert!(endpoints.sum::<usize>() <= MAX_ENDPOINTS);
+            let store = MemoryStore::new();
+            let mut router = Router::new(config, &store, NOW_S * 1_000_000);
+            router.attend(NOW_S * 1_000_000);
+            router.tick(NOW_S * 1_000_000 + 500_000);
+        }
+    }
+}
+
+/// Envoy's answer about its clusters is refused, or says no more than it may.
+pub fn clusters(body: &[u8]) {
+    let Ok(found) = clusters::parse(body) else {
+        return;
+    };
+    let hosts: usize = found.iter().map(|cluster| cluster.hosts.len()).sum();
+    let text = String::from_utf8_lossy(body);
+    assert!(
+        hosts <= text.matches("port_value").count(),
+        "a host from nowhere"
+    );
+    assert_eq!(clusters::parse(body).ok(), Some(found), "another answer");
+}
+
+/// A wait is none, or one that is believed; later it is no longer.
+pub fn retry_after(value: &[u8]) {
+    let Some(seconds) = retry_after::parse(value, NOW_S) else {
+        return;
+    };
+    assert!(seconds <= retry_after::MAX_SECONDS);
+    let later = retry_after::parse(value, NOW_S + 60);
+    assert!(later.is_some_and(|later| later <= seconds), "{value:?}");
+}
