@@ -89,7 +89,8 @@ impl<S: Store> Router<S> {
             state: self.state(pool, position, now_us),
             state_since_us: self.state_since_us(pool, position, now_us),
             weight: self.host(pool, position).map(|host| host.weight),
-            scrape_age_us: told_ms.map(|told_ms| now_us.saturating_sub(told_ms * 1000)),
+            scrape_age_us: told_ms
+                .map(|told_ms| now_us.saturating_sub(told_ms.saturating_mul(1000))),
             engine,
         })
     }
