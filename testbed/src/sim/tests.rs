@@ -142,28 +142,31 @@ fn a_request_that_fits_no_engine_is_counted_and_its_session_goes_on() {
     assert!(summary(&workload, "ours_reference", &tiny).refused > 0);
 }
 
-/// The capacity here is far from the default, so who does not learn it does visibly worse.
+/// The capacity here is far from the default, so who does not learn it does visibly worse. A single
+/// run of this size tells little: one early placement may move its mean TTFT by a tenth.
 #[test]
 fn a_capacity_learned_from_metrics_is_as_good_as_one_given() {
-    let workload = conversations();
-    let mut busy = scenario(4, 64, 1600);
-    let given = summary(&workload, "prefix", &busy);
-    let unknown = summary(&workload, "prefix=learned", &busy);
-    busy.scrape_interval_ms = Some(1000);
-    let learned = summary(&workload, "prefix=learned", &busy);
-    let near = |a: f64, b: f64| (a / b - 1.0).abs() < 0.01;
-    assert!(
-        near(learned.hit_percent, given.hit_percent),
-        "{learned:?} {given:?}"
-    );
-    assert!(
-        near(learned.ttft_mean_s, given.ttft_mean_s),
-        "{learned:?} {given:?}"
-    );
-    assert!(
-        unknown.hit_percent < 0.99 * given.hit_percent,
-        "{unknown:?} {given:?}"
-    );
+    let mut scraped = scenario(4, 64, 1600);
+    scraped.scrape_interval_ms = Some(1000);
+    let runs = [2, 3, 4, 5].map(|seed| {
+        let records = crate::trace::generate::conversations(600, 60, seed).unwrap();
+        let workload = Workload::new(&records, None, 1, 1).unwrap();
+        [
+            summary(&workload, "prefix", &scenario(4, 64, 1600)),
+            summary(&workload, "prefix=learned", &scraped),
+            summary(&workload, "prefix=learned", &scenario(4, 64, 1600)),
+        ]
+    });
+    let mean = |policy: usize, figure: fn(&Summary) -> f64| {
+        runs.iter().map(|run| figure(&run[policy])).sum::<f64>() / runs.len() as f64
+    };
+    let [given, learned, unknown] = [0, 1, 2].map(|policy| {
+        let hits = mean(policy, |summary| summary.hit_percent);
+        (hits, mean(policy, |summary| summary.ttft_mean_s))
+    });
+    assert!((learned.0 / given.0 - 1.0).abs() < 0.02, "{runs:?}");
+    assert!(learned.1 < 1.1 * given.1, "{runs:?}");
+    assert!(unknown.0 < 0.98 * given.0, "{runs:?}");
 }
 
 #[test]
