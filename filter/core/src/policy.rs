@@ -17,6 +17,7 @@ pub mod prefix;
 mod random;
 mod round_robin;
 mod shortlist;
+mod weights;
 
 use crate::board::Board;
 use crate::config::PolicyConfig;
@@ -30,6 +31,7 @@ pub use foreign::{Foreign, Heard, Usage, share};
 pub use group::Group;
 pub use holders::Holders;
 pub use shortlist::{Keys, Shortlist, least};
+pub use weights::Weights;
 
 /// What policies may look at.
 #[derive(Debug)]

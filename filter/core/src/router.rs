@@ -130,6 +130,8 @@ struct Endpoint {
 struct Pool {
     /// The first group is all endpoints of the pool, the others serve one model each.
     groups: Vec<Members>,
+    /// Weights that the config gives, by position of the endpoint; 0 or left out: none.
+    weights: Vec<u16>,
 }
 
 /// Where a model leads.

@@ -123,7 +123,7 @@ impl Row<'_> {
             ("address", self.endpoint.address.into()),
             ("state", self.endpoint.state.name().into()),
             ("state_since_s", since_s.into()),
-            ("weight", self.endpoint.weight.unwrap_or(1).into()),
+            ("weight", self.endpoint.weight.into()),
             ("in_flight", load.in_flight.into()),
             ("waiting", load.waiting.into()),
             ("prefill_tokens", load.prefill_tokens.into()),

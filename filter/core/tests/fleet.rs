@@ -23,6 +23,7 @@ const TICK: u64 = SECOND / 8;
 struct World<'a> {
     workers: Vec<Router<&'a MemoryStore>>,
     hosts: BTreeMap<String, Value>,
+    weights: BTreeMap<String, u32>,
     pages: BTreeMap<String, String>,
     models: BTreeMap<String, Vec<&'static str>>,
     calls: BTreeMap<String, u32>,
@@ -39,6 +40,7 @@ impl<'a> World<'a> {
                 .map(|_| Router::new(parsed(), store, now_us))
                 .collect(),
             hosts: BTreeMap::new(),
+            weights: BTreeMap::new(),
             pages: BTreeMap::new(),
             models: BTreeMap::new(),
             calls: BTreeMap::new(),
@@ -61,7 +63,8 @@ impl<'a> World<'a> {
                 let port: u16 = port.parse().expect("a port");
                 json!({
                     "address": {"socket_address": {"address": ip, "port_value": port}},
-                    "health_status": health, "weight": 1,
+                    "health_status": health,
+                    "weight": self.weights.get(address).copied().unwrap_or(1),
                 })
             })
             .collect();
@@ -209,6 +212,33 @@ fn endpoints_come_and_go_with_envoys_cluster() {
     world.hosts.clear();
     world.run(1.25);
     assert_eq!(world.ask(2, "m").map(|_| ()), Err(503));
+}
+
+#[test]
+fn weights_are_the_configs_else_envoys_and_may_change() {
+    let store = MemoryStore::new();
+    let mut config = fixed(3);
+    config["pools"][0]["policy"] = json!("round_robin");
+    config["pools"][0]["endpoints"]["static"][2]["weight"] = json!(3);
+    let mut world = World::new(&config, 1, &store);
+    let shares = |world: &mut World| {
+        let mut shares = [0; 3];
+        for _ in 0..60 {
+            let first = world.named(0).swap_remove(0);
+            let of_first = (0..3).find(|at| address(at + 1) == first);
+            shares[of_first.expect("one of three")] += 1;
+        }
+        shares
+    };
+    assert_eq!(shares(&mut world), [12, 12, 36]);
+    (1..=3).for_each(|number| world.host(&address(number), healthy()));
+    world.weights.insert(address(2), 6);
+    world.weights.insert(address(3), 100);
+    world.run(2.0);
+    assert_eq!(shares(&mut world), [6, 36, 18]);
+    world.weights.insert(address(1), 6);
+    world.run(2.0);
+    assert_eq!(shares(&mut world), [24, 24, 12]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use warmpath_core::board::Board;
 use warmpath_core::config::PolicyConfig;
 use warmpath_core::load::Load;
 use warmpath_core::policy::prefix::{PrefixOptions, Warmth, load_cost, work_cost};
-use warmpath_core::policy::{self, Adapter, Foreign, Group, Holders, Usage, View};
+use warmpath_core::policy::{self, Adapter, Foreign, Group, Holders, Usage, View, Weights};
 use warmpath_core::rate::{Rate, bucket};
 use warmpath_core::{Config, hash};
 
@@ -98,6 +98,7 @@ fn parsed(policy: &str) -> PolicyConfig {
 struct Naive<'a> {
     members: &'a [usize],
     identities: &'a [u64],
+    weights: Option<&'a Weights>,
     loads: &'a Board<Load>,
     foreign: &'a [Foreign],
     rates: &'a Board<Rate>,
@@ -147,8 +148,30 @@ impl Naive<'_> {
         })
     }
 
-    fn score(&self, position: usize) -> u64 {
+    fn place(&self, position: usize) -> usize {
+        let mut members = self.members.iter();
+        members.position(|at| *at == position).expect("a member")
+    }
+
+    fn speed(&self, position: usize) -> f64 {
+        let place = self.place(position);
+        self.weights.map_or(1.0, |weights| weights.speed(place))
+    }
+
+    fn scaled(&self, position: usize, requests: u32) -> u32 {
+        let place = self.place(position);
+        let scale = |weights: &Weights| weights.scaled(place, requests);
+        self.weights.map_or(requests, scale)
+    }
+
+    fn fair_score(&self, position: usize) -> u64 {
         hash::mix(self.round.key, self.identities[position])
+    }
+
+    fn score(&self, position: usize) -> u64 {
+        let (place, fair) = (self.place(position), self.fair_score(position));
+        self.weights
+            .map_or(fair, |weights| weights.score(place, fair))
     }
 
     fn sorted<K: Ord>(&self, key: impl Fn(usize) -> K) -> Vec<usize> {
@@ -160,7 +183,7 @@ impl Naive<'_> {
     fn least_request(&self) -> Vec<usize> {
         self.sorted(|at| {
             let in_flight = self.load(at).in_flight + 4 * self.steps(at);
-            (in_flight, self.load(at).last_used_us)
+            (self.scaled(at, in_flight), self.load(at).last_used_us)
         })
     }
 
@@ -195,8 +218,9 @@ impl Naive<'_> {
             let work = self.round.prompt_tokens.saturating_sub(held).max(16);
             let own = work_cost(options, alpha, work, Some(at) == home);
             let away = options.lora_tokens * f64::from(self.steps(at));
-            let cost = load_cost(options, &self.load(at)) + (own + away);
-            (cost.max(0.0).to_bits(), Reverse(self.score(at)))
+            let load_cost = load_cost(options, &self.load(at)) / self.speed(at);
+            let cost = load_cost + (own + away) / self.speed(at);
+            (cost.max(0.0).to_bits(), Reverse(self.fair_score(at)))
         })
     }
 
@@ -206,9 +230,10 @@ impl Naive<'_> {
             PolicyConfig::LeastKv => self.least_kv(),
             PolicyConfig::LowestQps { window_us } => self.sorted(|at| {
                 let rate = self.rates.total(at).copied().unwrap_or_default();
+                let requests = rate.requests(bucket(self.now_us, *window_us));
                 (
-                    rate.requests(bucket(self.now_us, *window_us)),
-                    self.foreign[at].requests,
+                    self.scaled(at, requests),
+                    self.scaled(at, self.foreign[at].requests),
                     self.load(at).last_used_us,
                 )
             }),
@@ -216,8 +241,9 @@ impl Naive<'_> {
                 let mut order = self.sorted(|at| Reverse(self.score(at)));
                 let total: u32 = self.members.iter().map(|at| self.load(*at).in_flight).sum();
                 let mean = f64::from(total + 1) / self.members.len() as f64;
-                let bound = bounded_load.map_or(f64::INFINITY, |factor| (factor * mean).ceil());
-                let free = |at: &usize| f64::from(self.load(*at).in_flight) < bound;
+                let factor = bounded_load.unwrap_or(f64::INFINITY);
+                let bound = |at| (factor * mean * self.speed(at)).ceil();
+                let free = |at: &usize| f64::from(self.load(*at).in_flight) < bound(*at);
                 let busy = order.iter().position(free).unwrap_or(0);
                 order.rotate_left(busy);
                 order
@@ -233,7 +259,8 @@ impl Naive<'_> {
                 }
                 self.sorted(|at| {
                     let load = self.load(at);
-                    (Reverse(held(at)), load.in_flight, load.last_used_us)
+                    let in_flight = self.scaled(at, load.in_flight);
+                    (Reverse(held(at)), in_flight, load.last_used_us)
                 })
             }
             PolicyConfig::Prefix(options) => self.prefix(options),
@@ -252,6 +279,7 @@ proptest! {
         members in prop::sample::subsequence((0..ENDPOINTS).collect::<Vec<_>>(), 1..=ENDPOINTS),
         backwards in any::<bool>(),
         candidates in 1..6_usize,
+        weights in prop::option::of(vec(1..4_u16, ENDPOINTS)),
         rounds in vec(round(), 1..8),
     ) {
         let policy = parsed(policy);
@@ -262,7 +290,9 @@ proptest! {
         let identities: Vec<u64> = (0..ENDPOINTS as u64).map(|at| hash::mix(at, 7)).collect();
         let mut loads: Board<Load> = Board::new(vec![None; ENDPOINTS]);
         let mut rates: Board<Rate> = Board::new(vec![None; ENDPOINTS]);
-        let mut group = Group::new(members.clone(), &identities);
+        let weights = weights.map(|row| members.iter().map(|at| row[*at]).collect());
+        let weights = weights.and_then(Weights::new);
+        let mut group = Group::new(members.clone(), &identities, weights.clone());
         let mut holders = Holders::new(ENDPOINTS);
         let mut foreign = vec![Foreign::default(); ENDPOINTS];
         let mut now_us = 10_000_000;
@@ -311,6 +341,7 @@ proptest! {
             let naive = Naive {
                 members: &members,
                 identities: &identities,
+                weights: weights.as_ref(),
                 loads: &loads,
                 foreign: &foreign,
                 rates: &rates,

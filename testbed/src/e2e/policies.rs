@@ -14,6 +14,7 @@ use super::{Case, named};
 pub(super) fn cases() -> Vec<Case> {
     named!("policies":
         round_robin_takes_turns,
+        envoys_weights_count,
         random_draws_evenly,
         power_of_two_avoids_the_busiest,
         least_request_avoids_the_busy,
@@ -84,6 +85,29 @@ async fn round_robin_takes_turns(context: &Context) -> anyhow::Result<()> {
     let spread = Spread::over(&stack, "llama", &replies)?;
     ensure!(spread.difference() <= 1, "{spread:?}");
     Ok(())
+}
+
+/// One engine has twice the weight of each of the others, and so half of the turns.
+async fn envoys_weights_count(context: &Context) -> anyhow::Result<()> {
+    let spec = StackSpec::shipped().bootstrap(|bootstrap| {
+        let cluster = bootstrap.cluster_mut("llama")?;
+        let endpoint = cluster.pointer_mut("/load_assignment/endpoints/0/lb_endpoints/1");
+        let endpoint = endpoint.context("a second endpoint")?.as_object_mut();
+        let weight = ("load_balancing_weight".to_owned(), 2.into());
+        endpoint.context("not an object")?.extend([weight]);
+        Ok(())
+    });
+    let stack = Stack::start(context, spec.policy("llama", json!("round_robin"))).await?;
+    let workers = Workers::reach(&stack).await?;
+    let shares = async || {
+        let replies = in_turn(&workers, 12).await?;
+        let spread = Spread::over(&stack, "llama", &replies)?;
+        anyhow::Ok(["llama-0", "llama-1", "llama-2"].map(|name| spread.of(name)))
+    };
+    eventually("each worker has heard of the weights", async || {
+        Ok((shares().await? == [3, 6, 3]).then_some(()))
+    })
+    .await
 }
 
 async fn random_draws_evenly(context: &Context) -> anyhow::Result<()> {

@@ -69,6 +69,8 @@ pub struct EndpointConfig {
     pub address: SocketAddr,
     /// Models it serves; empty: all of its pool.
     pub models: Vec<String>,
+    /// Its speed, relative to the others'; `None`: as Envoy's cluster has it.
+    pub weight: Option<u16>,
 }
 
 /// Where vLLM and SGLang show their metrics.
@@ -335,10 +337,12 @@ fn endpoint(reader: &mut Reader, path: &str, value: &Value) -> Option<EndpointCo
     let models = fields
         .optional(reader, "models", models)
         .unwrap_or_default();
+    let weight = fields.optional_count(reader, "weight", 1..=1000, "what Envoy's cluster says");
     fields.finish(reader);
     Some(EndpointConfig {
         address: address?,
         models,
+        weight: weight.map(|weight| weight as u16),
     })
 }
 

@@ -45,8 +45,10 @@ pub(super) fn rank(view: &View, options: &CacheAwareOptions) -> (Vec<usize>, Rea
 /// By descending tokens held, then as `least_request` ranks.
 fn by_held(view: &View, warmth: &Warmth) -> Vec<usize> {
     let usage = |position: usize| {
-        let load = view.load(position);
-        (load.in_flight, load.last_used_us)
+        let place = view.group.place(position);
+        place
+            .and_then(|place| view.group.usage().get(place))
+            .unwrap_or_default()
     };
     let mut list: Shortlist<(Reverse<u64>, (u32, u64), usize)> = Shortlist::new(view.candidates);
     for (position, tokens) in warmth.holders_in(view.group) {

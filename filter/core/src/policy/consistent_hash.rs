@@ -18,11 +18,11 @@ pub(super) fn rank(view: &View, key: u64, bounded_load: Option<f64>) -> (Vec<usi
     let total = group.total_in_flight();
     // The mean counts this request too, so that a bound of 1.0 still admits one per endpoint.
     let mean = f64::from(total.saturating_add(1)) / group.members().len().max(1) as f64;
-    let bound = (factor * mean).ceil();
-    let free = group.scores(key).zip(group.in_flight());
-    let free = free.filter(|(_, in_flight)| f64::from(**in_flight) < bound);
+    let bound = |place| (factor * mean * group.speed(place)).ceil();
+    let free = group.scores(key).zip(group.in_flight()).enumerate();
+    let free = free.filter(|(place, (_, in_flight))| f64::from(**in_flight) < bound(*place));
     let best = free
-        .map(|((score, position), _)| claim(score, position))
+        .map(|(_, ((score, position), _))| claim(score, position))
         .min();
     let owners = owners(view, key);
     match best {

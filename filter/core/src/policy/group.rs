@@ -5,7 +5,7 @@
 //! costs nothing, whatever changes meanwhile.
 
 use super::shortlist::BLOCK;
-use super::{Foreign, Keys, Shortlist};
+use super::{Foreign, Keys, Shortlist, Weights};
 use crate::board::Board;
 use crate::hash::{Mixer, Prepared};
 use crate::load::Load;
@@ -20,6 +20,7 @@ pub const MOST_WAITING: usize = 12;
 pub struct Group {
     members: Vec<usize>,
     identities: Vec<Prepared>,
+    weights: Option<Weights>,
     /// Place among the members, by position of the endpoint in the router.
     places: Vec<Option<u16>>,
     loads_seen: Option<u64>,
@@ -33,13 +34,13 @@ pub struct Group {
     requests: Keys<RateKey>,
 }
 
-/// Requests of a window, those that are not ours, and the time of the last use.
+/// Requests of a window and those that are not ours, both scaled, and the time of the last use.
 pub type RateKey = (u32, u32, u64);
 
 impl Group {
     /// A group of the endpoints at these distinct positions; `identities` are those of all endpoints
-    /// of the router, the hashes of their addresses.
-    pub fn new(members: Vec<usize>, identities: &[u64]) -> Self {
+    /// of the router, the hashes of their addresses; `weights` those of the members.
+    pub fn new(members: Vec<usize>, identities: &[u64], weights: Option<Weights>) -> Self {
         let mut places = vec![None; identities.len()];
         for (place, position) in members.iter().enumerate() {
             if let Some(entry) = places.get_mut(*position) {
@@ -50,6 +51,7 @@ impl Group {
         Group {
             identities: members.iter().filter_map(identity).collect(),
             members,
+            weights,
             places,
             loads_seen: None,
             in_flight: Vec::new(),
@@ -68,6 +70,29 @@ impl Group {
         &self.members
     }
 
+    /// What the members can take, if they differ.
+    pub fn weights(&self) -> Option<&Weights> {
+        self.weights.as_ref()
+    }
+
+    /// Speed of the member at a place, as a multiple of the mean.
+    pub fn speed(&self, place: usize) -> f64 {
+        self.weights.as_ref().map_or(1.0, |it| it.speed(place))
+    }
+
+    /// The speed of the fastest member.
+    pub fn most_speed(&self) -> f64 {
+        self.weights.as_ref().map_or(1.0, Weights::most)
+    }
+
+    /// Requests at the member of a place, as they compare with those at others.
+    pub fn scaled(&self, place: usize, requests: u32) -> u32 {
+        match &self.weights {
+            Some(weights) => weights.scaled(place, requests),
+            None => requests,
+        }
+    }
+
     /// Place of an endpoint among the members.
     pub fn place(&self, position: usize) -> Option<usize> {
         self.places.get(position)?.map(usize::from)
@@ -77,8 +102,13 @@ impl Group {
     ///
     /// O(members), at less than a nanosecond for each.
     pub fn owners(&self, key: u64, count: usize) -> Vec<usize> {
-        let mixer = Mixer::new(key);
         let mut list: Shortlist<(Reverse<u64>, usize)> = Shortlist::new(count);
+        if self.weights.is_some() {
+            let scores = self.scores(key);
+            scores.for_each(|(score, position)| list.offer((Reverse(score), position)));
+            return positions(list);
+        }
+        let mixer = Mixer::new(key);
         let mut floor = 0;
         for (identity, position) in self.identities.iter().zip(&self.members) {
             if let Some(score) = mixer.at_least(*identity, floor) {
@@ -86,15 +116,18 @@ impl Group {
                 floor = list.worst().map_or(0, |worst| worst.0.0);
             }
         }
-        let owners = list.into_items().into_iter();
-        owners.map(|(_, position)| position).collect()
+        positions(list)
     }
 
     /// How strongly each member claims a key, with its position; the highest score owns the key.
     pub fn scores(&self, key: u64) -> impl Iterator<Item = (u64, usize)> {
         let mixer = Mixer::new(key);
-        let score = move |identity: &Prepared| mixer.at_least(*identity, 0).unwrap_or_default();
-        let scores = self.identities.iter().map(score);
+        let score = move |(place, identity): (usize, &Prepared)| {
+            let fair = mixer.at_least(*identity, 0).unwrap_or_default();
+            let weights = self.weights.as_ref();
+            weights.map_or(fair, |weights| weights.score(place, fair))
+        };
+        let scores = self.identities.iter().enumerate().map(score);
         scores.zip(self.members.iter().copied())
     }
 
@@ -103,7 +136,7 @@ impl Group {
         self.members.get(place).copied().unwrap_or_default()
     }
 
-    /// Requests in flight and time of the last use, by place.
+    /// Requests in flight, [scaled](Group::scaled), and time of the last use, by place.
     pub fn usage(&self) -> &Keys<(u32, u64)> {
         &self.usage
     }
@@ -125,7 +158,7 @@ impl Group {
         (most - fewest, fewest)
     }
 
-    /// What the load of each member costs, by place, as [`Group::catch_up`] was told.
+    /// What the load of each member costs, by place, as [`Group::catch_up`] was told, over its speed.
     pub fn costs(&self) -> &Keys<f64> {
         &self.costs
     }
@@ -171,8 +204,10 @@ impl Group {
         let idle = Load::default();
         let size = self.members.len();
         self.in_flight = vec![0; size];
-        self.usage = Keys::new(vec![(0, 0); size]);
-        self.costs = Keys::new(vec![cost(&idle); size]);
+        let usage = (0..size).map(|place| (self.scaled(place, 0), 0));
+        self.usage = Keys::new(usage.collect());
+        let costs = (0..size).map(|place| cost(&idle) / self.speed(place));
+        self.costs = Keys::new(costs.collect());
         self.waiting = vec![0; size];
         self.with_waiting = [0; MOST_WAITING + 1];
         self.with_waiting[0] = size as u32;
@@ -192,8 +227,9 @@ impl Group {
             self.total_in_flight = others.saturating_add(load.in_flight);
             *in_flight = load.in_flight;
         }
-        self.usage.set(place, (load.in_flight, load.last_used_us));
-        self.costs.set(place, cost(&load));
+        let in_flight = self.scaled(place, load.in_flight);
+        self.usage.set(place, (in_flight, load.last_used_us));
+        self.costs.set(place, cost(&load) / self.speed(place));
         if let Some(waiting) = self.waiting.get_mut(place) {
             let now = load.waiting.min(MOST_WAITING as u32) as u8;
             let before = std::mem::replace(waiting, now);
@@ -219,13 +255,24 @@ impl Group {
             rates: rates.changes(),
             loads: loads.changes(),
         });
+        let weights = self.weights.as_ref();
+        let places = &self.places;
+        let scaled = |position: usize, requests: u32| {
+            let place = places.get(position).copied().flatten();
+            let scale = weights.zip(place);
+            scale.map_or(requests, |(it, place)| it.scaled(place.into(), requests))
+        };
         let key = |position: usize| {
             let requests = rates
                 .total(position)
                 .map_or(0, |rate| rate.requests(bucket));
             let last_used_us = loads.total(position).map_or(0, |load| load.last_used_us);
             let not_ours = foreign.get(position).map_or(0, |word| word.requests);
-            (requests, not_ours, last_used_us)
+            (
+                scaled(position, requests),
+                scaled(position, not_ours),
+                last_used_us,
+            )
         };
         let changed = seen.filter(|seen| seen.bucket == bucket).and_then(|seen| {
             let of_rates = rates.changed_since(seen.rates)?;
@@ -242,6 +289,11 @@ impl Group {
             }
         }
     }
+}
+
+fn positions(owners: Shortlist<(Reverse<u64>, usize)>) -> Vec<usize> {
+    let owners = owners.into_items().into_iter();
+    owners.map(|(_, position)| position).collect()
 }
 
 /// The load of an endpoint with the engine's word added to it.

@@ -18,10 +18,12 @@ pub(super) fn rank(view: &View) -> (Vec<usize>, Reason) {
 
 /// The same, with each step that an endpoint is from the adapter as so many requests; O(members).
 fn near_adapter(view: &View, adapter: &Adapter) -> Vec<usize> {
-    let keys = view.group.members().iter().map(|position| {
+    let members = view.group.members().iter().enumerate();
+    let keys = members.map(|(place, position)| {
         let load = view.load(*position);
         let steps = adapter.steps(*position) * ADAPTER_REQUESTS;
         let in_flight = load.in_flight.saturating_add(steps);
+        let in_flight = view.group.scaled(place, in_flight);
         (in_flight, load.last_used_us, *position)
     });
     let ranked = least(keys, view.candidates).into_iter();

@@ -7,12 +7,15 @@ use crate::decision::Reason;
 
 pub(super) fn rank(view: &View) -> (Vec<usize>, Reason) {
     let mut ranked = random::draw(view, view.candidates.max(2));
-    let load = |position: &usize| view.load(*position);
-    if let [first, second, ..] = ranked.as_mut_slice() {
-        let (a, b) = (load(first), load(second));
-        if (b.in_flight, b.last_used_us) < (a.in_flight, a.last_used_us) {
-            std::mem::swap(first, second);
-        }
+    let usage = |position: &usize| {
+        let load = view.load(*position);
+        let place = view.group.place(*position).unwrap_or_default();
+        (view.group.scaled(place, load.in_flight), load.last_used_us)
+    };
+    if let [first, second, ..] = ranked.as_mut_slice()
+        && usage(second) < usage(first)
+    {
+        std::mem::swap(first, second);
     }
     ranked.truncate(view.candidates);
     (ranked, Reason::LesserOfTwo)

@@ -3,8 +3,8 @@
 //! Every engine gets a cost in tokens of prefill work, and the cheapest is asked:
 //!
 //! ```text
-//! cost = W + alpha * u * (1 - home_affinity * [engine is the conversation's home])
-//!          + request_tokens * n + context_weight * c + lora_tokens * s
+//! cost = (W + alpha * u * (1 - home_affinity * [engine is the conversation's home])
+//!          + request_tokens * n + context_weight * c + lora_tokens * s) / speed
 //! u     = max(16, prompt tokens - tokens held by the engine)
 //! alpha = 1 + stickiness * q
 //! q     = mean over engines of the requests without a first token, each counted to at most twice
@@ -13,14 +13,16 @@
 //!
 //! `W` is the prefill work that awaits a first token at the engine, `n` its requests in flight, `c`
 //! their context tokens, `s` how far it is from having the request's [LoRA adapter](super::Adapter)
-//! loaded. `u` is our own work there; it weighs more the more is queued anywhere,
-//! because work done twice delays everybody behind it (`alpha`; a greedy router has alpha 1 and tips
-//! over at saturation). Equal costs, as those of a cold prompt on an idle fleet, are decided by the
-//! conversation's rendezvous rank, so that replicas which share nothing still agree.
+//! loaded, `speed` its [weight](super::Weights) over the mean of all. `u` is our own work there; it
+//! weighs more the more is queued anywhere, because work done twice delays everybody behind it
+//! (`alpha`; a greedy router has alpha 1 and tips over at saturation). Equal costs, as those of a cold
+//! prompt on an idle fleet, are decided by the conversation's rendezvous rank, so that replicas which
+//! share nothing still agree.
 //!
 //! With an `imbalance_threshold` the least loaded engine wins before any of this, once the most and
 //! the least loaded differ by that many requests.
 
+use super::shortlist::BLOCK;
 use super::{Group, Holders, Shortlist, View, least_request};
 use crate::decision::Reason;
 use crate::hash::Mixer;
@@ -182,7 +184,8 @@ fn cheapest(
             && let Some(score) = conversation.at_least(identity, 0)
         {
             let load_cost = group.costs().get(place).unwrap_or_default();
-            let cost = cost(load_cost, work_cost(position) + away(position));
+            let work_cost = (work_cost(position) + away(position)) / group.speed(place);
+            let cost = cost(load_cost, work_cost);
             list.offer((cost, Reverse(score), position));
         }
     }
@@ -192,12 +195,16 @@ fn cheapest(
             .map_or((u64::MAX, 0), |worst| (worst.0, worst.1.0))
     };
     let (mut most, mut floor) = bar(&list);
-    for ((least, costs), (identities, members)) in group.costs().blocks().zip(group.blocks()) {
-        if cost(least, cold_cost) > most {
+    let least_cost = cold_cost / group.most_speed();
+    let blocks = group.costs().blocks().zip(group.blocks());
+    for (block, ((least, costs), (identities, members))) in blocks.enumerate() {
+        if cost(least, least_cost) > most {
             continue;
         }
-        for ((load_cost, identity), position) in costs.iter().zip(identities).zip(members) {
-            let cost = cost(*load_cost, cold_cost + away(*position));
+        let members = costs.iter().zip(identities).zip(members).enumerate();
+        for (offset, ((load_cost, identity), position)) in members {
+            let speed = group.speed(block * BLOCK + offset);
+            let cost = cost(*load_cost, (cold_cost + away(*position)) / speed);
             if cost > most {
                 continue;
             }

@@ -10,6 +10,13 @@ pub(super) fn rank(view: &View) -> (Vec<usize>, Reason) {
 /// Distinct members drawn by lot (Floyd's sampling: one random number for each).
 pub(super) fn draw(view: &View, count: usize) -> Vec<usize> {
     let mut state = view.draw;
+    if let Some(weights) = view.group.weights() {
+        let drawn = weights.draw(count, |bound| below(next_random(&mut state), bound));
+        return drawn
+            .into_iter()
+            .map(|it| view.group.position(it))
+            .collect();
+    }
     let size = view.group.members().len();
     let count = count.min(size);
     let mut drawn: Vec<usize> = Vec::with_capacity(count);

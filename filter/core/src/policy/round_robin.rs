@@ -6,7 +6,10 @@ use crate::decision::Reason;
 pub(super) fn rank(view: &View) -> (Vec<usize>, Reason) {
     let members = view.group.members();
     let size = members.len().max(1) as u64;
-    let first = (view.turn % size) as usize;
+    let first = match view.group.weights() {
+        Some(weights) => weights.in_turn(view.turn),
+        None => (view.turn % size) as usize,
+    };
     let turns = members.iter().skip(first).chain(members);
     let ranked = turns
         .take(view.candidates.min(members.len()))

@@ -73,7 +73,8 @@ impl<S: Store> Router<S> {
         if let Some(answer) = self.shed(target, &fit.ranked, ask.priority) {
             return Err(answer);
         }
-        let mut group = Group::new(fit.ranked, &self.identities);
+        let weights = self.weights(target.pool, &fit.ranked);
+        let mut group = Group::new(fit.ranked, &self.identities, weights);
         policy::catch_up(
             deciding,
             &mut group,
@@ -118,6 +119,12 @@ impl<S: Store> Router<S> {
                 let away = options.lora_tokens * f64::from(adapter.steps(*position));
                 *cost += away;
                 terms.push(("lora", away));
+            }
+            if let Some(cost) = cost.as_mut() {
+                let place = group.place(*position);
+                let speed = place.map_or(1.0, |place| group.speed(place));
+                *cost /= speed;
+                terms.iter_mut().for_each(|(_, term)| *term /= speed);
             }
             Candidate {
                 position: *position,
@@ -175,7 +182,10 @@ impl<S: Store> Router<S> {
             (PolicyConfig::ConsistentHash { .. }, ..) => {
                 let mut scores = group.scores(weighing.key.unwrap_or_default());
                 let score = scores.find(|(_, member)| *member == position);
-                let score = score.map(|(score, _)| ("hash", score as f64 / u64::MAX as f64));
+                let score = score.map(|(score, _)| match group.weights() {
+                    Some(_) => ("hash", f64::from_bits(score)),
+                    None => ("hash", score as f64 / u64::MAX as f64),
+                });
                 (None, score.into_iter().collect())
             }
             _ => (None, Vec::new()),

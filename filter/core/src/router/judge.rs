@@ -10,7 +10,7 @@ use super::{Router, Target};
 use crate::answer::Answer;
 use crate::fitness::{Cause, Fitness};
 use crate::fleet::{Host, HostHealth};
-use crate::policy::Group;
+use crate::policy::{Group, Weights};
 use crate::store::Store;
 
 /// Pause after a busy answer that does not say how long.
@@ -138,7 +138,7 @@ pub(super) struct Care {
 impl Members {
     pub(super) fn new(all: Vec<usize>, identities: &[u64]) -> Self {
         Members {
-            group: Group::new(Vec::new(), identities),
+            group: Group::new(Vec::new(), identities, None),
             usable: 0,
             care: Care::default(),
             judged: None,
@@ -194,6 +194,25 @@ impl<S: Store> Router<S> {
         let cluster = &self.config.pools.get(pool)?.cluster;
         let cluster = self.scout.fleet().clusters.get(cluster)?;
         cluster.hosts.get(&endpoint.socket)
+    }
+
+    /// Weight of a pool's endpoint: as the config gives it, else as Envoy told it.
+    pub(super) fn weight(&self, pool: usize, position: usize) -> u16 {
+        let pool_state = self.pools.get(pool);
+        let given = pool_state.and_then(|pool| pool.weights.get(position).copied());
+        let told = || self.host(pool, position).map(|host| host.weight);
+        given
+            .filter(|weight| *weight > 0)
+            .or_else(told)
+            .unwrap_or(1)
+    }
+
+    /// The weights of a pool's endpoints, if they differ.
+    pub(super) fn weights(&self, pool: usize, positions: &[usize]) -> Option<Weights> {
+        let weights = positions
+            .iter()
+            .map(|position| self.weight(pool, *position));
+        Weights::new(weights.collect())
     }
 
     /// When an endpoint came into its state, as far as that is known.
@@ -252,6 +271,7 @@ impl<S: Store> Router<S> {
         };
         if let Some(all) = members(self) {
             let fit = self.fit(pool, &all, now_us);
+            let weights = self.weights(pool, &fit.ranked);
             let slot = self
                 .pools
                 .get_mut(pool)
@@ -260,8 +280,9 @@ impl<S: Store> Router<S> {
                 slot.judged = Some(judged);
                 slot.usable = fit.usable;
                 slot.care = fit.care;
-                if slot.group.members() != fit.ranked.as_slice() {
-                    slot.group = Group::new(fit.ranked, &self.identities);
+                let known = slot.group.members() == fit.ranked.as_slice();
+                if !known || slot.group.weights() != weights.as_ref() {
+                    slot.group = Group::new(fit.ranked, &self.identities, weights);
                 }
             }
         }
@@ -344,7 +365,9 @@ impl<S: Store> Router<S> {
                 .map(|other| in_flight(*other))
                 .sum();
             let others = all.saturating_sub(own) as f64 / (count - 1) as f64;
-            f64::from(own) >= 1.0 + ramp * others
+            let place = members.place(position);
+            let speed = place.map_or(1.0, |place| members.speed(place));
+            f64::from(own) >= 1.0 + ramp * speed * others
         };
         ranked.sort_by_key(|position| is_full(*position));
     }

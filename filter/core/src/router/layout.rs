@@ -214,7 +214,17 @@ impl<S: Store> Router<S> {
             // Two pools may discover the same name; the first in the config has it.
             self.models.entry(name.into_bytes()).or_insert(target);
         }
-        self.pools.push(Pool { groups });
+        let mut weights = Vec::new();
+        for one in &pool.endpoints {
+            if let (Some(weight), Some(position)) = (one.weight, self.by_socket.get(&one.address)) {
+                weights.resize(self.endpoints.len(), 0);
+                weights
+                    .get_mut(*position)
+                    .into_iter()
+                    .for_each(|it| *it = weight);
+            }
+        }
+        self.pools.push(Pool { groups, weights });
     }
 
     /// A model that was once served leads to an empty group: it is known, but nobody has it now.

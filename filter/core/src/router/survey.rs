@@ -21,8 +21,8 @@ pub struct Surveyed<'a> {
     pub state: State,
     /// When it came into this state, as far as that is known.
     pub state_since_us: Option<u64>,
-    /// Its weight, if Envoy told it.
-    pub weight: Option<u16>,
+    /// Its weight.
+    pub weight: u16,
     /// Age of what it said of itself, if it ever did.
     pub scrape_age_us: Option<u64>,
     /// What it said.
@@ -88,7 +88,7 @@ impl<S: Store> Router<S> {
             load: self.loads.total(position)?,
             state: self.state(pool, position, now_us),
             state_since_us: self.state_since_us(pool, position, now_us),
-            weight: self.host(pool, position).map(|host| host.weight),
+            weight: self.weight(pool, position),
             scrape_age_us: told_ms
                 .map(|told_ms| now_us.saturating_sub(told_ms.saturating_mul(1000))),
             engine,
