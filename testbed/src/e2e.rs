@@ -36,6 +36,7 @@ mod stall;
 mod status;
 mod telemetry;
 mod trust;
+mod worked;
 mod workers;
 
 use std::path::{Path, PathBuf};
@@ -123,6 +124,7 @@ fn cases() -> Vec<Case> {
         stall::cases(),
         admission::cases(),
         trust::cases(),
+        worked::cases(),
     ]
     .into_iter()
     .flatten()

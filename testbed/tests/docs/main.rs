@@ -10,6 +10,7 @@
     reason = "a panic is a failed test"
 )]
 
+mod breakers;
 mod engines;
 mod example;
 mod metrics;
