@@ -117,6 +117,11 @@ bench: $(ENVOY) module cases testbed ## Measure the core, then a real Envoy with
 	$(STEP) 'routers side by side, in $(ENVOY)'
 	@$(TESTBED) bench --envoy $(ENVOY) --module $(MODULE) $(ARGS)
 
+.PHONY: overload
+overload: $(ENVOY) module testbed ## Offer a pool three times what it can do, with admission and without; ARGS='--loads 1,2,5 --seconds 30'
+	$(STEP) 'one to three times the capacity, through $(ENVOY)'
+	@$(TESTBED) overload --envoy $(ENVOY) --module $(MODULE) $(ARGS)
+
 .PHONY: fuzz
 fuzz: ## Search for inputs that break TARGET=metrics_page, answer, clusters, config, retry_after or shared_state, ARGS='-max_total_time=60'; needs nightly Rust, cargo-fuzz
 	@mkdir -p fuzz/corpus/$(TARGET)

@@ -6,6 +6,7 @@
 pub mod bootstrap;
 pub mod files;
 pub mod port;
+pub mod shipped;
 pub mod stats;
 
 use std::fs::File;

@@ -10,6 +10,7 @@ mod envoy;
 mod microbench;
 mod model;
 mod module;
+mod overload;
 mod replay;
 mod sim;
 mod trace;
@@ -45,6 +46,8 @@ enum Command {
     Simulate(sim::Args),
     /// Run a slice of a request trace through a real Envoy, beside the simulator.
     Replay(replay::Args),
+    /// Offer a pool more than it can do, with admission and without.
+    Overload(overload::Args),
     /// Show on real vLLM engines what warmpath learns of them and how it routes.
     Vllm(vllm::Args),
     /// Make a small request trace.
@@ -63,6 +66,7 @@ fn main() -> anyhow::Result<()> {
         Command::Microbench(args) => microbench::run(args),
         Command::Simulate(args) => sim::run(args),
         Command::Replay(args) => replay::run(args),
+        Command::Overload(args) => overload::run(args),
         Command::Vllm(args) => vllm::run(args),
         Command::Trace(args) => trace::run(args),
     }

@@ -25,6 +25,7 @@ use crate::sim::parse_tokens;
 use crate::sim::policy::Spec;
 use crate::sim::world::{self, Scenario};
 use clients::Clients;
+pub(crate) use clients::{body, client};
 use report::{Comparison, Figures};
 pub use slice::{Load, Slice};
 use stack::Stack;

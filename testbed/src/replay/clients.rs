@@ -26,7 +26,7 @@ pub(super) const REQUEST_ID: &str = "x-request-id";
 const SESSION: &str = "x-session-id";
 
 /// A client that opens a connection for each request, of JSON.
-pub(super) fn client() -> anyhow::Result<reqwest::Client> {
+pub(crate) fn client() -> anyhow::Result<reqwest::Client> {
     let json = HeaderValue::from_static("application/json");
     let client = reqwest::Client::builder()
         .no_proxy()
@@ -176,7 +176,7 @@ impl Shared {
 }
 
 /// The JSON of a request.
-fn body(req: &SimRequest) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn body(req: &SimRequest) -> anyhow::Result<Vec<u8>> {
     let text = String::from_utf8(req.text())?;
     Ok(serde_json::to_vec(&Body {
         model: MODEL,
