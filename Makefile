@@ -122,6 +122,12 @@ overload: $(ENVOY) module testbed ## Offer a pool three times what it can do, wi
 	$(STEP) 'one to three times the capacity, through $(ENVOY)'
 	@$(TESTBED) overload --envoy $(ENVOY) --module $(MODULE) $(ARGS)
 
+# About ten minutes on 2 cores.
+.PHONY: soak
+soak: $(ENVOY) module testbed ## Send 300,000 requests and 1,000,000 sessions and look whether anything grows; ARGS='--requests 50000 --sessions 0'
+	$(STEP) 'a long load, through $(ENVOY)'
+	@$(TESTBED) soak --envoy $(ENVOY) --module $(MODULE) $(ARGS)
+
 .PHONY: fuzz
 fuzz: ## Search for inputs that break TARGET=metrics_page, answer, clusters, config, retry_after or shared_state, ARGS='-max_total_time=60'; needs nightly Rust, cargo-fuzz
 	@mkdir -p fuzz/corpus/$(TARGET)

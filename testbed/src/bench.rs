@@ -7,11 +7,11 @@
 
 pub mod contestant;
 pub mod corpus;
-mod load;
+pub mod load;
 mod memory;
-mod process;
+pub mod process;
 mod report;
-mod upstream;
+pub mod upstream;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -94,6 +94,11 @@ impl Envoy {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// Its process id.
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether the process has ended, and how.
     pub fn exit_status(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)

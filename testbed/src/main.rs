@@ -13,6 +13,7 @@ mod module;
 mod overload;
 mod replay;
 mod sim;
+mod soak;
 mod trace;
 mod up;
 mod vllm;
@@ -48,6 +49,8 @@ enum Command {
     Replay(replay::Args),
     /// Offer a pool more than it can do, with admission and without.
     Overload(overload::Args),
+    /// Send very many requests and sessions, and look whether anything grows.
+    Soak(soak::Args),
     /// Show on real vLLM engines what warmpath learns of them and how it routes.
     Vllm(vllm::Args),
     /// Make a small request trace.
@@ -67,6 +70,7 @@ fn main() -> anyhow::Result<()> {
         Command::Simulate(args) => sim::run(args),
         Command::Replay(args) => replay::run(args),
         Command::Overload(args) => overload::run(args),
+        Command::Soak(args) => soak::run(args),
         Command::Vllm(args) => vllm::run(args),
         Command::Trace(args) => trace::run(args),
     }

@@ -197,7 +197,7 @@ async fn client(
 }
 
 /// A keep-alive connection.
-struct Connection {
+pub struct Connection {
     router: SocketAddr,
     stream: TcpStream,
     /// What was read of the current answer.
@@ -205,7 +205,8 @@ struct Connection {
 }
 
 impl Connection {
-    async fn open(router: SocketAddr) -> anyhow::Result<Self> {
+    /// Connects to a router.
+    pub async fn open(router: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(router)
             .await
             .with_context(|| format!("connecting to {router}"))?;
@@ -230,6 +231,16 @@ impl Connection {
             ensure!(written > 0, "the connection was closed");
             IoSlice::advance_slices(&mut left, written);
         }
+        self.read_answer().await
+    }
+
+    /// Sends one request, written out, and reads its whole answer. Returns its status.
+    pub async fn send(&mut self, message: &[u8]) -> anyhow::Result<u16> {
+        self.stream.write_all(message).await?;
+        self.read_answer().await
+    }
+
+    async fn read_answer(&mut self) -> anyhow::Result<u16> {
         self.answer.clear();
         loop {
             if self.stream.read_buf(&mut self.answer).await? == 0 {
