@@ -48,6 +48,11 @@ run-envoy: $(ENVOY) module testbed ## Start four model engines and Envoy with wa
 build: module testbed ## Build the wasm module; print its size and its imports
 	@$(TESTBED) module $(MODULE)
 
+.PHONY: reproducible
+reproducible: $(RUST) ## Build the module twice, in different folders, and compare the bytes
+	$(STEP) 'the module, built twice'
+	@$(reproduce)
+
 .PHONY: validate
 validate: $(if $(CONFIG),,config-missing) $(ENVOY) module ## Let Envoy load CONFIG=FILE, the module and its configuration included
 	@$(call validate,$(CONFIG))
@@ -55,28 +60,28 @@ validate: $(if $(CONFIG),,config-missing) $(ENVOY) module ## Let Envoy load CONF
 ## -- work on it
 
 .PHONY: test
-test: lint unit wasm-test rules validate-all e2e browser-test ## Run every check: format, lints, unit and wasm tests, configs, end to end, the status page
+test: lint unit wasm-test build rules validate-all e2e browser-test ## Run every check: format, lints, unit and wasm tests, configs, end to end, the status page
 
 .PHONY: lint
 lint: $(RUST) ## Check the format and the lints, natively and for wasm
 	$(STEP) 'format'
 	cargo fmt --all --check
 	$(STEP) 'lints'
-	cargo clippy --quiet --workspace --all-targets -- -D warnings
-	cargo clippy --quiet -p warmpath -p warmpath-bench -p warmpath-core --target $(WASM) -- -D warnings
-	cargo clippy --quiet -p warmpath --features trap --target $(WASM) -- -D warnings
+	cargo clippy --locked --quiet --workspace --all-targets -- -D warnings
+	cargo clippy --locked --quiet -p warmpath -p warmpath-bench -p warmpath-core --target $(WASM) -- -D warnings
+	cargo clippy --locked --quiet -p warmpath --features trap --target $(WASM) -- -D warnings
 
 # The adapter is left out: its host functions exist only inside Envoy. End-to-end tests cover it.
 .PHONY: unit
 unit: $(RUST) ## Run the unit, property and golden tests
 	$(STEP) 'unit, property and golden tests'
-	cargo test --workspace --exclude warmpath
+	cargo test --locked --workspace --exclude warmpath
 
 .PHONY: wasm-test
 wasm-test: $(RUST) $(BINDGEN) $(NODE) ## Run the core's golden tests as wasm, in Node
 	$(STEP) 'the core as wasm, in Node'
 	PATH="$(abspath $(dir $(BINDGEN))):$$PATH:$(abspath $(dir $(NODE)))" \
-		cargo test -p warmpath-core --target $(WASM) --test wasm
+		cargo test --locked -p warmpath-core --target $(WASM) --test wasm
 
 .PHONY: validate-all
 validate-all: $(ENVOY) module ## Let Envoy load every configuration of envoy/
@@ -111,7 +116,7 @@ browser-test: testbed ## Open the status page in a headless Chromium; ARGS='part
 .PHONY: bench
 bench: $(ENVOY) module cases testbed ## Measure the core, then a real Envoy with and without warmpath; ARGS='--sizes 1k --corpus hot'
 	$(STEP) 'the core, natively'
-	cargo bench --quiet -p warmpath-core --bench core
+	cargo bench --locked --quiet -p warmpath-core --bench core
 	$(STEP) 'the core, natively and inside $(ENVOY)'
 	@$(TESTBED) microbench --envoy $(ENVOY) --module $(CASES)
 	$(STEP) 'routers side by side, in $(ENVOY)'
@@ -158,20 +163,20 @@ engines-missing:
 # Cargo knows best what is out of date, so these always ask it.
 .PHONY: module
 module: $(RUST)
-	@cargo build --release -p warmpath --target $(WASM)
+	@$(call build-wasm,-p warmpath)
 
 # The same module, but a test can make it crash. In a folder of its own: it has the same name.
 .PHONY: trap
 trap: $(RUST)
-	@cargo build --release -p warmpath --features trap --target $(WASM) --target-dir $(TARGET_DIR)/trap
+	@$(call build-wasm,-p warmpath --features trap --target-dir $(TARGET_DIR)/trap)
 
 .PHONY: cases
 cases: $(RUST)
-	@cargo build --release -p warmpath-bench --target $(WASM)
+	@$(call build-wasm,-p warmpath-bench)
 
 .PHONY: testbed
 testbed: $(RUST)
-	@cargo build --profile native -p testbed
+	@cargo build --locked --profile native -p testbed
 
 # Asks for everything by name: automatic installation may be switched off in rustup.
 $(RUST): rust-toolchain.toml
@@ -191,7 +196,7 @@ $(TOOLS)/envoy-%/envoy:
 
 $(BINDGEN): | $(RUST)
 	@echo 'building the wasm test runner, once (about 3 minutes)'
-	@cargo install --quiet wasm-bindgen-cli --version =$(BINDGEN_VERSION) --root $(TOOLS)/wasm-bindgen-$(BINDGEN_VERSION)
+	@cargo install --locked --quiet wasm-bindgen-cli --version =$(BINDGEN_VERSION) --root $(TOOLS)/wasm-bindgen-$(BINDGEN_VERSION)
 
 $(TOOLS)/node/bin/node:
 	@echo 'fetching Node'
@@ -204,6 +209,37 @@ $(TOOLS)/prometheus/usr/bin/promtool:
 	@echo 'fetching promtool'
 	@rm -rf $(TOOLS)/prometheus && mkdir -p $(TOOLS)/prometheus
 	@cd $(TOOLS)/prometheus && apt-get download --quiet=2 prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb
+
+# Where things lie on this machine is no part of a module: the same sources give the same bytes in any
+# folder. Flags of the environment would take the place of ours.
+define build-wasm
+( cargo fetch --locked --quiet --target $(WASM); \
+  library="$$(rustc --print sysroot)/lib/rustlib/src/rust"; \
+  remap="\"--remap-path-prefix=$(CURDIR)=/warmpath\""; \
+  remap+=", \"--remap-path-prefix=$$library=/rustc/$$(rustc -vV | sed -n 's/^commit-hash: //p')\""; \
+  for crates in "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/*; do \
+    remap+=", \"--remap-path-prefix=$$crates=/crates\""; \
+  done; \
+  env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS CARGO_INCREMENTAL=0 \
+    cargo build --locked --release --target $(WASM) --config "target.$(WASM).rustflags=[$$remap]" $(1) )
+endef
+
+# Sources, target folder and Cargo's home lie elsewhere each time; what Cargo has downloaded is lent.
+define reproduce
+( dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+  for copy in "$$dir/one" "$$dir/another/folder"; do \
+    mkdir -p "$$copy/home"; \
+    tar -c --exclude=./.git --exclude=./.tools --exclude=./target --exclude=./fuzz . | tar -x -C "$$copy"; \
+    for part in "$${CARGO_HOME:-$$HOME/.cargo}"/*; do ln -s "$$part" "$$copy/home/"; done; \
+    ( cd "$$copy"; CARGO_HOME="$$copy/home" $(MAKE) --no-print-directory module \
+        TOOLS='$(abspath $(TOOLS))' CARGO_TARGET_DIR="$$copy/built" ); \
+    sha256sum "$$copy/built/$(WASM)/release/warmpath.wasm" | tee -a "$$dir/sums"; \
+  done; \
+  if [ "$$(cut -d ' ' -f 1 "$$dir/sums" | sort -u | wc -l)" -ne 1 ]; then \
+    echo 'the two builds differ' >&2; exit 1; \
+  fi; \
+  echo 'the same bytes twice' )
+endef
 
 # Envoy runs the module's own configuration check too. Configs name the module by the path it has
 # where they are deployed; here it is the one just built.

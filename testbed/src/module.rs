@@ -1,7 +1,8 @@
 //! The `module` verb: what a built wasm module weighs and what it asks of its host.
 //!
 //! Every host of the proxy-wasm ABI offers the functions of `env` and not all offer WASI, so an
-//! import from anywhere else is an error. Linear in the size of the module.
+//! import from anywhere else is an error. So is a path of the machine that built it: with one, another
+//! machine would build other bytes. Linear in the size of the module.
 
 use std::path::PathBuf;
 
@@ -11,6 +12,17 @@ use wasmparser::{Parser, Payload};
 /// The only place the module may import from.
 const HOST: &str = "env";
 
+/// Parts of paths of those who build, by which Rust's `panic!` would name a file.
+const FOREIGN_PATHS: [&str; 7] = [
+    "/.cargo/",
+    "/.rustup/",
+    "/registry/src/",
+    "/home/",
+    "/root/",
+    "/tmp/",
+    "/Users/",
+];
+
 /// Arguments of the `module` verb.
 #[derive(clap::Args)]
 pub struct Args {
@@ -18,7 +30,8 @@ pub struct Args {
     file: PathBuf,
 }
 
-/// Prints size and imports of a module. Fails if it is not one or imports from outside `env`.
+/// Prints size and imports of a module. Fails if it is not one, imports from outside `env`, or holds a
+/// path of the machine that built it.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let bytes =
         std::fs::read(&args.file).with_context(|| format!("reading {}", args.file.display()))?;
@@ -40,7 +53,24 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if !foreign.is_empty() {
         bail!("imports from outside `{HOST}`, which an Envoy may not offer: {foreign:?}");
     }
+    let workspace = std::env::current_dir()?;
+    let paths = foreign_paths(&bytes, workspace.to_str());
+    if !paths.is_empty() {
+        bail!("holds paths of this machine, see `make module`: {paths:?}");
+    }
     Ok(())
+}
+
+/// What of the forbidden parts of paths, `workspace` among them, stands anywhere in the module.
+fn foreign_paths<'a>(wasm: &[u8], workspace: Option<&'a str>) -> Vec<&'a str> {
+    let mut parts: Vec<_> = FOREIGN_PATHS.into_iter().chain(workspace).collect();
+    // A workspace at the root of a file system would be found everywhere.
+    parts.retain(|part| part.len() > 1 && holds(wasm, part.as_bytes()));
+    parts
+}
+
+fn holds(wasm: &[u8], part: &[u8]) -> bool {
+    wasm.windows(part.len()).any(|window| window == part)
 }
 
 /// Every import as (module, name), in the order of the file.
@@ -94,6 +124,23 @@ mod tests {
         run_on(&module_importing_from("env")).unwrap();
         let refused = run_on(&module_importing_from("wasi_snapshot_preview1")).unwrap_err();
         assert!(refused.to_string().contains("wasi_snapshot_preview1"));
+    }
+
+    #[test]
+    fn paths_of_the_machine_are_refused() {
+        // A custom section called "p".
+        let with = |path: &str| {
+            let mut wasm = module_importing_from("env");
+            wasm.extend([0, 2 + path.len() as u8, 1, b'p']);
+            wasm.extend(path.as_bytes());
+            wasm
+        };
+        run_on(&with("/rustc/0/library/core/src/fmt.rs")).unwrap();
+        run_on(&with("/crates/log-1.0.0/src/lib.rs")).unwrap();
+        let refused = run_on(&with("/root/.cargo/registry/src/a/b.rs")).unwrap_err();
+        assert!(refused.to_string().contains(".cargo"), "{refused}");
+        let folder = std::env::current_dir().unwrap();
+        assert!(run_on(&with(folder.to_str().unwrap())).is_err());
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod options;
 mod pages;
 mod prompts;
 mod state;
+mod supply;
 mod tables;
 
 use std::collections::BTreeSet;
