@@ -33,6 +33,9 @@ BINDGEN_VERSION := $(shell awk '/^name = "wasm-bindgen"$$/ {getline; gsub(/"/, "
 BINDGEN         := $(TOOLS)/wasm-bindgen-$(BINDGEN_VERSION)/bin/wasm-bindgen-test-runner
 NODE            := $(or $(shell command -v node),$(TOOLS)/node/bin/node)
 
+DENY_VERSION := 0.20.2
+DENY         := $(TOOLS)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+
 # Debian's package, unpacked and not installed, if there is none.
 PROMTOOL ?= $(or $(shell command -v promtool),$(TOOLS)/prometheus/usr/bin/promtool)
 
@@ -138,6 +141,17 @@ fuzz: ## Search for inputs that break TARGET=metrics_page, answer, clusters, con
 	@mkdir -p fuzz/corpus/$(TARGET)
 	cargo +nightly fuzz run $(TARGET) fuzz/corpus/$(TARGET) fuzz/seeds/$(TARGET) -- $(or $(ARGS),-max_total_time=60)
 
+# Not part of `test`: building the tool takes minutes.
+.PHONY: deny
+deny: $(DENY) ## Check licences, origins and duplicates of all crates; ARGS=advisories asks RustSec's database too
+	$(STEP) 'licences and origins of crates'
+	@$(DENY) --locked check --hide-inclusion-graph bans licenses sources $(ARGS)
+
+.PHONY: sbom
+sbom: module testbed ## Write dist/warmpath.cdx.json: the crates that the module is made of, as CycloneDX
+	@mkdir -p dist
+	@$(TESTBED) sbom --module $(MODULE) --out dist/warmpath.cdx.json
+
 .PHONY: microbench
 microbench: $(ENVOY) cases testbed ## Time the core's functions natively and inside Envoy's V8; ARGS='--case prefix'
 	@$(TESTBED) microbench --envoy $(ENVOY) --module $(CASES) $(ARGS)
@@ -197,6 +211,10 @@ $(TOOLS)/envoy-%/envoy:
 $(BINDGEN): | $(RUST)
 	@echo 'building the wasm test runner, once (about 3 minutes)'
 	@cargo install --locked --quiet wasm-bindgen-cli --version =$(BINDGEN_VERSION) --root $(TOOLS)/wasm-bindgen-$(BINDGEN_VERSION)
+
+$(DENY): | $(RUST)
+	@echo 'building cargo-deny, once (about 6 minutes)'
+	@cargo install --locked --quiet cargo-deny --version =$(DENY_VERSION) --root $(TOOLS)/cargo-deny-$(DENY_VERSION)
 
 $(TOOLS)/node/bin/node:
 	@echo 'fetching Node'

@@ -12,6 +12,7 @@ mod model;
 mod module;
 mod overload;
 mod replay;
+mod sbom;
 mod sim;
 mod soak;
 mod trace;
@@ -39,6 +40,8 @@ enum Command {
     StatusMock(browser::MockArgs),
     /// Print what a built wasm module weighs and imports.
     Module(module::Args),
+    /// Write what a built wasm module is made of, as CycloneDX.
+    Sbom(sbom::Args),
     /// Measure what routing costs, beside a bare Envoy and other routers.
     Bench(bench::Args),
     /// Time the core's functions, natively and inside Envoy.
@@ -65,6 +68,7 @@ fn main() -> anyhow::Result<()> {
         Command::BrowserTest(args) => browser::run(args),
         Command::StatusMock(args) => browser::run_mock(args),
         Command::Module(args) => module::run(args),
+        Command::Sbom(args) => sbom::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Microbench(args) => microbench::run(args),
         Command::Simulate(args) => sim::run(args),
