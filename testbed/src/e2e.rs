@@ -26,6 +26,7 @@ mod policies;
 mod prefix;
 mod pressure;
 mod raw;
+mod record;
 mod refusals;
 mod replay;
 mod routing;
@@ -40,13 +41,15 @@ mod worked;
 mod workers;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::{Conclusion, Failed, Trial};
 
 use crate::envoy;
 use harness::Context;
+use record::{Entry, Record};
 
 /// A test that takes longer hangs.
 const TEST_DEADLINE: Duration = Duration::from_secs(180);
@@ -57,15 +60,25 @@ pub struct Args {
     /// The Envoy binary.
     #[arg(long)]
     envoy: PathBuf,
+    /// The engine of Envoy that runs the module.
+    #[arg(long, default_value = "v8")]
+    runtime: String,
+    #[command(flatten)]
+    suite: Suite,
+}
+
+/// What is run, whatever the Envoy.
+#[derive(clap::Args)]
+pub struct Suite {
     /// The wasm module.
     #[arg(long)]
-    module: PathBuf,
+    pub(crate) module: PathBuf,
     /// The wasm module with the feature `trap`.
     #[arg(long)]
     trap_module: PathBuf,
     /// The Envoy configuration that tests start from.
     #[arg(long, default_value = "envoy/static.yaml")]
-    config: PathBuf,
+    pub(crate) config: PathBuf,
     /// Numbers of Envoy worker threads; every test runs with each.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
     concurrency: Vec<u32>,
@@ -76,27 +89,45 @@ pub struct Args {
 /// Runs the tests, and exits with an error status if one fails.
 pub fn run(args: Args) -> anyhow::Result<()> {
     envoy::stop_all_on_signal()?;
-    let mut trials = Vec::new();
-    for &concurrency in &args.concurrency {
-        for case in cases() {
-            let setting = Setting {
-                envoy: existing(&args.envoy)?,
-                module: existing(&args.module)?,
-                trap_module: existing(&args.trap_module)?,
-                config: existing(&args.config)?,
-                concurrency,
-            };
-            let name = match (case.workers, args.concurrency.first()) {
-                (None, _) => format!("{} [workers={concurrency}]", case.name),
-                (Some(workers), first) if first == Some(&concurrency) => {
-                    format!("{} [workers={workers}]", case.name)
-                }
-                _ => continue,
-            };
-            trials.push(Trial::test(name, move || case.run(setting)));
+    let (conclusion, _) = args.suite.run(&args.envoy, &args.runtime)?;
+    conclusion.exit()
+}
+
+impl Suite {
+    /// Runs the tests in an Envoy with one of its runtimes. Gives their number and the names of those
+    /// that failed.
+    pub fn run(&self, envoy: &Path, runtime: &str) -> anyhow::Result<(Conclusion, Vec<String>)> {
+        let record = Arc::new(Record::default());
+        let mut trials = Vec::new();
+        for &concurrency in &self.concurrency {
+            for case in cases() {
+                let setting = Setting {
+                    envoy: existing(envoy)?,
+                    runtime: runtime.to_owned(),
+                    module: existing(&self.module)?,
+                    trap_module: existing(&self.trap_module)?,
+                    config: existing(&self.config)?,
+                    concurrency,
+                };
+                let name = match (case.workers, self.concurrency.first()) {
+                    (None, _) => format!("{} [workers={concurrency}]", case.name),
+                    (Some(workers), first) if first == Some(&concurrency) => {
+                        format!("{} [workers={workers}]", case.name)
+                    }
+                    _ => continue,
+                };
+                let record = Arc::clone(&record);
+                trials.push(Trial::test(name.clone(), move || {
+                    case.run(name, setting, &record)
+                }));
+            }
         }
+        let conclusion = libtest_mimic::run(&self.runner, trials);
+        if !self.runner.list {
+            println!("{}", record.slowest());
+        }
+        Ok((conclusion, record.failed()))
     }
-    libtest_mimic::run(&args.runner, trials).exit()
 }
 
 /// Every test, theme by theme.
@@ -134,6 +165,7 @@ fn cases() -> Vec<Case> {
 /// What all tests of one run share.
 struct Setting {
     envoy: PathBuf,
+    runtime: String,
     module: PathBuf,
     trap_module: PathBuf,
     config: PathBuf,
@@ -180,10 +212,16 @@ impl Case {
         self
     }
 
-    fn run(&self, setting: Setting) -> Result<(), Failed> {
+    fn run(&self, name: String, setting: Setting, record: &Record) -> Result<(), Failed> {
         let context = Context::new(setting);
-        (self.body)(&context)
-            .map_err(|error| Failed::from(format!("{error:#}\n\n{}", context.journal())))
+        let began = Instant::now();
+        let outcome = (self.body)(&context);
+        record.add(Entry {
+            name,
+            took: began.elapsed(),
+            passed: outcome.is_ok(),
+        });
+        outcome.map_err(|error| Failed::from(format!("{error:#}\n\n{}", context.journal())))
     }
 }
 

@@ -7,6 +7,7 @@ mod browser;
 mod e2e;
 mod engine;
 mod envoy;
+mod matrix;
 mod microbench;
 mod model;
 mod module;
@@ -34,6 +35,8 @@ enum Command {
     Up(up::Args),
     /// Drive a real Envoy through every end-to-end test.
     E2e(e2e::Args),
+    /// Drive several Envoys, with every wasm runtime they have, through every end-to-end test.
+    Matrix(matrix::Args),
     /// Show the status page to a headless Chromium and test what it does.
     BrowserTest(browser::Args),
     /// Serve the status page with plausible, moving facts until Ctrl-C.
@@ -65,6 +68,7 @@ fn main() -> anyhow::Result<()> {
         Command::Engine(args) => engine::run(args),
         Command::Up(args) => up::run(args),
         Command::E2e(args) => e2e::run(args),
+        Command::Matrix(args) => matrix::run(args),
         Command::BrowserTest(args) => browser::run(args),
         Command::StatusMock(args) => browser::run_mock(args),
         Command::Module(args) => module::run(args),

@@ -97,6 +97,7 @@ impl<'a> Stack<'a> {
             true => &context.setting.trap_module,
             false => &context.setting.module,
         });
+        bootstrap.set_runtime(&context.setting.runtime);
         bootstrap.set_addresses(Addresses {
             listener: port::reserve()?,
             admin: port::reserve()?,

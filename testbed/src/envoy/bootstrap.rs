@@ -119,11 +119,19 @@ impl Bootstrap {
 
     /// Points every wasm filter to the module at `path`.
     pub fn set_module(&mut self, path: &Path) {
+        self.set_in_plugins("/vm_config/code/local/filename", &path.to_string_lossy());
+    }
+
+    /// Lets every wasm filter run in another of Envoy's runtimes, such as `v8`.
+    pub fn set_runtime(&mut self, name: &str) {
+        self.set_in_plugins("/vm_config/runtime", &format!("envoy.wasm.runtime.{name}"));
+    }
+
+    fn set_in_plugins(&mut self, pointer: &str, text: &str) {
         for_each_object(&mut self.tree, &mut |object| {
-            if let Some(filename) = wasm_config_mut(object)
-                .and_then(|config| config.pointer_mut("/vm_config/code/local/filename"))
-            {
-                *filename = path.to_string_lossy().into();
+            let config = wasm_config_mut(object);
+            if let Some(value) = config.and_then(|config| config.pointer_mut(pointer)) {
+                *value = text.into();
             }
         });
     }
@@ -388,8 +396,11 @@ mod tests {
         let mut bootstrap = shipped();
         bootstrap.set_plugin_text(r#"{"pools": []}"#);
         bootstrap.set_module(Path::new("/opt/other.wasm"));
+        bootstrap.set_runtime("wamr");
         assert_eq!(bootstrap.plugin().unwrap(), json!({"pools": []}));
         assert!(bootstrap.text().contains("/opt/other.wasm"));
+        assert!(bootstrap.text().contains("envoy.wasm.runtime.wamr"));
+        assert!(!bootstrap.text().contains("envoy.wasm.runtime.v8"));
         bootstrap.remove_plugin().unwrap();
         assert!(bootstrap.plugin().is_err());
     }
