@@ -84,7 +84,8 @@ lint: $(RUST) ## Check the format and the lints, natively and for wasm
 .PHONY: unit
 unit: $(RUST) ## Run the unit, property and golden tests
 	$(STEP) 'unit, property and golden tests'
-	cargo test --locked --workspace --exclude warmpath
+	cargo test --locked -p warmpath-core -p warmpath-bench
+	cargo test --locked --profile native -p testbed
 
 .PHONY: wasm-test
 wasm-test: $(RUST) $(BINDGEN) $(NODE) ## Run the core's golden tests as wasm, in Node
