@@ -13,7 +13,7 @@ TOOLS         ?= .tools
 ENVOY         ?= $(TOOLS)/envoy-$(ENVOY_VERSION)/envoy
 CONCURRENCY   ?= 1,2
 ARGS          ?=
-TARGET        ?= metrics_page
+TARGET        ?= $(sort $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs))))
 
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -39,6 +39,9 @@ NODE            := $(or $(shell command -v node),$(TOOLS)/node/bin/node)
 
 DENY_VERSION := 0.20.2
 DENY         := $(TOOLS)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+# Of nightly Rust any will do: only the fuzzer is compiled with it.
+CARGO_FUZZ_VERSION := 0.13.2
+CARGO_FUZZ         := $(TOOLS)/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz
 
 # Debian's package, unpacked and not installed, if there is none.
 PROMTOOL ?= $(or $(shell command -v promtool),$(TOOLS)/prometheus/usr/bin/promtool)
@@ -154,10 +157,15 @@ soak: $(ENVOY) module testbed ## Send 300,000 requests and 1,000,000 sessions an
 	$(STEP) 'a long load, through $(ENVOY)'
 	@$(TESTBED) soak --envoy $(ENVOY) --module $(MODULE) $(ARGS)
 
+# What is found is kept in fuzz/corpus, which is not committed, and what breaks in fuzz/artifacts.
 .PHONY: fuzz
-fuzz: ## Search for inputs that break TARGET=metrics_page, answer, clusters, config, retry_after or shared_state, ARGS='-max_total_time=60'; needs nightly Rust, cargo-fuzz
-	@mkdir -p fuzz/corpus/$(TARGET)
-	cargo +nightly fuzz run $(TARGET) fuzz/corpus/$(TARGET) fuzz/seeds/$(TARGET) -- $(or $(ARGS),-max_total_time=60)
+fuzz: $(CARGO_FUZZ) ## Search for inputs that break the parsers, a minute for each; TARGET='answer config' ARGS='-max_total_time=300'
+	@for target in $(TARGET); do \
+		printf '\n\033[1m== %s\033[0m\n' "$$target"; \
+		mkdir -p fuzz/corpus/$$target; \
+		PATH="$(abspath $(dir $(CARGO_FUZZ))):$$PATH" cargo +nightly fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-timeout=10 -max_len=16384 -print_final_stats=1 $(or $(ARGS),-max_total_time=60); \
+	done
 
 # Not part of `test`: building the tool takes minutes.
 .PHONY: deny
@@ -233,6 +241,12 @@ $(BINDGEN): | $(RUST)
 $(DENY): | $(RUST)
 	@echo 'building cargo-deny, once (about 6 minutes)'
 	@cargo install --locked --quiet cargo-deny --version =$(DENY_VERSION) --root $(TOOLS)/cargo-deny-$(DENY_VERSION)
+
+$(CARGO_FUZZ): | $(RUST)
+	@command -v c++ >/dev/null || { echo 'a C++ compiler is missing: the fuzzer is built from source' >&2; exit 1; }
+	@rustup run nightly rustc --version >/dev/null 2>&1 || rustup toolchain install nightly --profile minimal
+	@echo 'building cargo-fuzz, once (about 2 minutes)'
+	@cargo install --quiet --locked cargo-fuzz --version =$(CARGO_FUZZ_VERSION) --root $(TOOLS)/cargo-fuzz-$(CARGO_FUZZ_VERSION)
 
 $(TOOLS)/node/bin/node:
 	@echo 'fetching Node'

@@ -1,13 +1,8 @@
-//! Any bytes, passed by as an answer in pieces of any size, say the same as the whole. The first byte
-//! is the size of a piece, in powers of two up to more than is read of one.
+//! Any bytes, passed by as an answer or as a stream of events in pieces of any size, say the same as the
+//! whole.
 #![no_main]
 
 #[path = "../../filter/core/tests/answer/mod.rs"]
 mod answer;
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| {
-    if let Some((size, body)) = input.split_first() {
-        let pieces: Vec<&[u8]> = body.chunks(1 << (size % 14)).collect();
-        answer::check(&pieces);
-    }
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| answer::check_input(input));

@@ -11,8 +11,10 @@
 #![allow(dead_code, reason = "modules that other tests use more of")]
 
 mod answer;
+mod headers;
 mod inputs;
 mod metrics_page;
+mod request_scan;
 mod shared_state;
 
 use proptest::collection::vec;
@@ -22,6 +24,10 @@ use std::path::Path;
 
 /// Inputs made of the seeds of each target.
 const CASES: u32 = 300;
+
+/// What is kept for a target: enough to begin from, and small enough to read.
+const MOST_SEEDS: usize = 64;
+const MOST_SEED_BYTES: usize = 64 * 1024;
 
 /// What parsers take to be something else than the bytes around it.
 const PIECES: [&str; 8] = [
@@ -83,37 +89,64 @@ fn near(target: &str, check: impl Fn(&[u8])) {
     run.unwrap_or_else(|error| panic!("{target}: {error}"));
 }
 
-#[test]
-fn answers() {
-    near("answer", |input| {
-        if let Some((size, body)) = input.split_first() {
-            let pieces: Vec<&[u8]> = body.chunks(1 << (size % 14)).collect();
-            answer::check(&pieces);
+/// One test for each target, with the same check as the target has.
+macro_rules! targets {
+    ($($target:ident: $check:path,)*) => {
+        /// Their names, in order.
+        const TARGETS: &[&str] = &[$(stringify!($target)),*];
+
+        mod kept {
+            $(
+                #[test]
+                fn $target() {
+                    super::near(stringify!($target), $check);
+                }
+            )*
         }
-    });
+    };
+}
+
+targets! {
+    answer: crate::answer::check_input,
+    clusters: crate::inputs::clusters,
+    config: crate::inputs::config,
+    headers: crate::headers::check,
+    metrics_page: crate::metrics_page::check,
+    models: crate::inputs::models,
+    request_scan: crate::request_scan::check,
+    retry_after: crate::inputs::retry_after,
+    shared_state: crate::shared_state::check,
+}
+
+/// The names of what lies in a folder of `fuzz`, in order, without their endings.
+fn names_in(folder: &str) -> Vec<String> {
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
+    let entries = std::fs::read_dir(fuzz.join(folder)).expect(folder);
+    let stem = |path: std::path::PathBuf| path.file_stem().unwrap().to_str().unwrap().to_owned();
+    let mut names: Vec<_> = entries.map(|entry| stem(entry.unwrap().path())).collect();
+    names.sort();
+    names
 }
 
 #[test]
-fn metrics_pages() {
-    near("metrics_page", metrics_page::check);
+fn every_target_is_checked_here_too() {
+    assert_eq!(names_in("fuzz_targets"), TARGETS);
+    assert_eq!(names_in("seeds"), TARGETS);
+    let manifest = include_str!("../../../fuzz/Cargo.toml");
+    let named = manifest
+        .lines()
+        .filter_map(|line| line.strip_prefix("name = "));
+    let mut named: Vec<_> = named.map(|name| name.trim_matches('"')).collect();
+    named.retain(|name| *name != "warmpath-fuzz");
+    assert_eq!(named, TARGETS);
 }
 
 #[test]
-fn configs() {
-    near("config", inputs::config);
-}
-
-#[test]
-fn answers_about_clusters() {
-    near("clusters", inputs::clusters);
-}
-
-#[test]
-fn waits() {
-    near("retry_after", inputs::retry_after);
-}
-
-#[test]
-fn damaged_shared_state() {
-    near("shared_state", shared_state::check);
+fn the_kept_inputs_are_few_and_small() {
+    for target in TARGETS {
+        let seeds = seeds(target);
+        let bytes: usize = seeds.iter().map(Vec::len).sum();
+        assert!(seeds.len() <= MOST_SEEDS, "{target}: {} seeds", seeds.len());
+        assert!(bytes <= MOST_SEED_BYTES, "{target}: {bytes} bytes of seeds");
+    }
 }

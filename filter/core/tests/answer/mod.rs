@@ -46,6 +46,15 @@ pub fn event_stream() -> (String, Vec<u8>) {
     ("content-type".to_owned(), b"text/event-stream".to_vec())
 }
 
+/// An input of the fuzzer: the size of a piece, in powers of two up to more than is read of one, and an
+/// answer, whole or a stream of events.
+pub fn check_input(input: &[u8]) {
+    if let Some((size, body)) = input.split_first() {
+        let pieces: Vec<&[u8]> = body.chunks(1 << (size % 14)).collect();
+        check(&pieces);
+    }
+}
+
 /// Panics unless the counts of an answer in these pieces are those of the whole, read from as little
 /// of it as promised, and from where engines write them.
 pub fn check(pieces: &[&[u8]]) {

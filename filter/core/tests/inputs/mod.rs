@@ -4,7 +4,7 @@ use warmpath_core::Config;
 use warmpath_core::config::MAX_ENDPOINTS;
 use warmpath_core::router::Router;
 use warmpath_core::store::MemoryStore;
-use warmpath_core::wire::{clusters, retry_after};
+use warmpath_core::wire::{MAX_NAME_BYTES, clusters, models, retry_after};
 
 /// Some time in 2026.
 const NOW_S: u64 = 1_790_000_000;
@@ -45,6 +45,18 @@ pub fn clusters(body: &[u8]) {
         "a host from nowhere"
     );
     assert_eq!(clusters::parse(body).ok(), Some(found), "another answer");
+}
+
+/// An engine's answer about its models is refused, or names no more and nothing longer than it may.
+pub fn models(body: &[u8]) {
+    let Ok(found) = models::parse(body) else {
+        return;
+    };
+    assert!(found.len() <= models::MAX_MODELS);
+    let parents = found.iter().filter_map(|model| model.parent.as_ref());
+    let mut names = found.iter().map(|model| &model.id).chain(parents);
+    assert!(names.all(|name| (1..=MAX_NAME_BYTES).contains(&name.len())));
+    assert_eq!(models::parse(body).ok(), Some(found), "another answer");
 }
 
 /// A wait is none, or one that is believed; later it is no longer.

@@ -1,0 +1,8 @@
+//! Any bytes where an engine's list of its models is expected: refused, or read within bounds.
+#![no_main]
+
+#[allow(dead_code, reason = "each target has one of its functions")]
+#[path = "../../filter/core/tests/inputs/mod.rs"]
+mod inputs;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| inputs::models(input));
