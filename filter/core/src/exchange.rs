@@ -351,7 +351,7 @@ impl Exchange {
     ) -> Ask<'a> {
         let prompt = router
             .wants_prompt(target)
-            .then(|| self.prompt(target))
+            .then(|| self.prompt(router, target))
             .flatten();
         Ask {
             target,
@@ -385,8 +385,9 @@ impl Exchange {
     }
 
     /// What the scan tells of the prompt. Model and `cache_salt` seed its hash chain: prompts that
-    /// differ in either never share a cache.
-    fn prompt(&self, target: &Target) -> Option<PromptFacts> {
+    /// differ in either never share a cache. Links stay in this process; the mark of the conversation
+    /// means the same everywhere, so that Envoys which share nothing agree on its home.
+    fn prompt<S: Store>(&self, router: &Router<S>, target: &Target) -> Option<PromptFacts> {
         let scan = self.scan.as_ref()?;
         let sent = match scan.model() {
             Field::Text(model) => model,
@@ -397,7 +398,7 @@ impl Exchange {
         let seed = hash::mix(hash::hash(model), hash::hash(salt));
         let prompt = scan.prompt();
         Some(PromptFacts {
-            chain: prompt.chain(seed).collect(),
+            chain: prompt.chain(router.chain_seed(seed)).collect(),
             bytes: prompt.bytes(),
             conversation: prompt.conversation(seed),
             streamed: scan.stream(),

@@ -16,12 +16,14 @@
 mod clock;
 mod log;
 mod replica;
+mod seed;
 mod snapshot;
 pub mod table;
 #[cfg(test)]
 mod tests;
 
 pub use replica::Replica;
+pub use seed::seed;
 
 use crate::ids::EndpointId;
 use crate::scan::Link;

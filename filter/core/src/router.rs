@@ -33,7 +33,7 @@ use crate::hash;
 use crate::ids::EndpointId;
 use crate::load::Load;
 use crate::policy::{self, Holders};
-use crate::prefix::Replica;
+use crate::prefix::{self, Replica};
 use crate::pulse::Pulse;
 use crate::rate::Rate;
 use crate::recent::Recent;
@@ -43,7 +43,7 @@ use crate::session::KeySource;
 use crate::store::{Store, update};
 use crate::workers::Column;
 use account::Drains;
-use ahash::AHashMap;
+use ahash::{AHashMap, RandomState};
 use judge::Members;
 use std::net::SocketAddr;
 use watch::Watch;
@@ -70,6 +70,8 @@ pub struct Router<S> {
     rates: Board<Rate>,
     /// What the engines hold; `None` when no pool asks.
     replica: Option<Replica>,
+    /// What the links of prompts begin with.
+    chain_seed: u64,
     positions: AHashMap<EndpointId, usize>,
     by_socket: AHashMap<SocketAddr, usize>,
     /// Endpoints that left, for the metrics; at most as many as there are endpoints.
@@ -161,6 +163,11 @@ impl<S: Store> Router<S> {
         let births = births.next().unwrap_or_default();
         let mut random = hash::mix(births, now_us);
         let owner = policy::next_random(&mut random).max(1);
+        // Neither the time to the microsecond nor the configuration is told to clients.
+        let chance = hash::mix(random, config.hash);
+        let chain_seed = wants_prompt.then(|| prefix::seed(&store, chance));
+        // Engines name models, and clients ask for them.
+        let names = RandomState::with_seed(chance as usize);
         let scout = Scout::new(&store, config.hash, owner);
         let mut router = Router {
             store,
@@ -188,11 +195,12 @@ impl<S: Store> Router<S> {
             identities: Vec::new(),
             peers_busy: Vec::new(),
             words: Words::default(),
-            models: AHashMap::new(),
+            models: AHashMap::with_hasher(names),
             any_model: None,
             loads: Board::new(Vec::new()),
             rates: Board::new(Vec::new()),
             replica: None,
+            chain_seed: chain_seed.unwrap_or_default(),
             owner,
             column: None,
             joined: false,
@@ -310,6 +318,12 @@ impl<S: Store> Router<S> {
     pub fn wants_prompt(&self, target: &Target) -> bool {
         let pool = self.config.pools.get(target.pool);
         pool.is_some_and(|pool| pool.policy.kv_tokens().is_some())
+    }
+
+    /// What the links of a prompt begin with, where `seed` tells apart what shares no cache. Workers of
+    /// one Envoy agree on it, and clients cannot know it.
+    pub(crate) fn chain_seed(&self, seed: u64) -> u64 {
+        hash::mix(self.chain_seed, seed)
     }
 
     /// Whether any endpoint is behind a target.

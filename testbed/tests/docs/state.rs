@@ -7,6 +7,7 @@ use warmpath_core::fitness::Fitness;
 use warmpath_core::fleet::{Engine, Fleet, HostHealth};
 use warmpath_core::lease::{self, Candidate};
 use warmpath_core::load::Load;
+use warmpath_core::prefix;
 use warmpath_core::prefix::table::{SET_BYTES, SLOT_BYTES};
 use warmpath_core::pulse::Pulse;
 use warmpath_core::rate::Rate;
@@ -57,7 +58,7 @@ fn columns_are_as_long_as_the_page_says() {
 }
 
 #[test]
-fn lease_and_generation_are_as_long_as_the_page_says() {
+fn lease_generation_and_seed_are_as_long_as_the_page_says() {
     let store = MemoryStore::new();
     let generation = lease::generation(&store, 1);
     let candidate = Candidate {
@@ -65,7 +66,8 @@ fn lease_and_generation_are_as_long_as_the_page_says() {
         generation,
     };
     assert!(lease::acquire(&store, candidate, 1000, 0).held);
-    for key in ["warmpath/lease", "warmpath/generation"] {
+    prefix::seed(&store, 1);
+    for key in ["warmpath/lease", "warmpath/generation", "warmpath/seed"] {
         let length = store.get(key).bytes.len();
         let row = row(key);
         assert_eq!(1 + sum(&row), length, "{row}");

@@ -124,6 +124,7 @@ impl Inspector {
             }
             ["warmpath", "prefix", _] => layouts::piece(bytes, ledger.ids.len()),
             ["warmpath", "births"] | ["warmpath", "turn", _, _] => assert_eq!(bytes.len(), 8),
+            ["warmpath", "seed"] => assert_eq!((bytes.len(), bytes.first()), (9, Some(&1))),
             _ => unreachable!("an unknown key: {key}"),
         }
         true
