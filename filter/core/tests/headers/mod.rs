@@ -3,6 +3,7 @@
 //! Property tests and the fuzz target call it.
 
 use serde_json::json;
+use std::sync::LazyLock;
 use warmpath_core::admission::Priority;
 use warmpath_core::router::{Outcome, Response, Router};
 use warmpath_core::scan::Api;
@@ -40,8 +41,14 @@ const ANSWER: [&str; 5] = [
 const COOKIE: &str = "sid";
 const NOW_US: u64 = 1_790_000_000_000_000;
 
-/// Pools of each kind that headers matter to; with `one_pool` the decision may be made on them alone.
+/// The configuration with one pool, and that with two.
 fn config(one_pool: bool) -> Config {
+    static CONFIGS: LazyLock<[Config; 2]> = LazyLock::new(|| [false, true].map(parsed));
+    CONFIGS[usize::from(one_pool)].clone()
+}
+
+/// Pools of each kind that headers matter to; with `one_pool` the decision may be made on them alone.
+fn parsed(one_pool: bool) -> Config {
     let engines = json!({"static": [{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}]});
     let hashed = json!({
         "name": "p", "endpoints": engines, "policy": "consistent_hash",
