@@ -18,6 +18,7 @@ mod feedback;
 mod fleet;
 mod harness;
 mod health;
+mod hostile;
 mod limits;
 mod makers;
 mod models;
@@ -156,6 +157,7 @@ fn cases() -> Vec<Case> {
         admission::cases(),
         trust::cases(),
         worked::cases(),
+        hostile::cases(),
     ]
     .into_iter()
     .flatten()

@@ -188,7 +188,7 @@ async fn no_request_leads_to_an_address_that_is_no_engine(context: &Context) -> 
 
 async fn prompts_and_keys_are_told_to_engines_only(context: &Context) -> anyhow::Result<()> {
     let spec = StackSpec::shipped()
-        .log_level("wasm:debug")
+        .log_level("wasm:trace")
         .policy("llama", json!("prefix"));
     let stack = Stack::start(context, spec).await?;
     // Long enough to be kept in the table of prompts.
@@ -212,6 +212,16 @@ async fn prompts_and_keys_are_told_to_engines_only(context: &Context) -> anyhow:
             .expect_status(404)?;
         let broken = chat("llama-3-8b")?.body("{\"model\": \"llama-3-8b\", \"my-secret-key\" ");
         stack.send(broken).await?.expect_status(400)?;
+        let streamed = chat("llama-3-8b")?.body(
+            json!({
+                "model": "llama-3-8b", "stream": true, "max_tokens": 4,
+                "messages": [{"role": "user", "content": prompt}],
+            })
+            .to_string(),
+        );
+        stack.send(streamed).await?.expect_status(200)?;
+        let asked = Call::get("/v1/models/my-secret-model").header("cookie", "a=my-secret-b")?;
+        stack.send(asked).await?.expect_status(404)?;
     }
     let envoy = stack.envoy()?;
     eventually("the decision is logged", async || {
@@ -221,6 +231,10 @@ async fn prompts_and_keys_are_told_to_engines_only(context: &Context) -> anyhow:
             .then_some(()))
     })
     .await?;
+    // Envoy's part of it, which is the calls between it and the module, is there: more cannot be logged.
+    let calls = ["[host->vm]", "[vm->host]"];
+    let log = envoy.log()?;
+    ensure!(calls.iter().all(|call| log.contains(call)), "no trace");
     let page = Client::new(stack.status().context("no status page")?)?;
     let shown = page
         .send(Call::get("/warmpath/status"))
