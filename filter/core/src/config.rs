@@ -19,6 +19,7 @@ use crate::feedback::FeedbackOptions;
 use crate::fitness::HealthOptions;
 use crate::prefix::table::{MOST_BYTES, SET_BYTES, SLOT_BYTES};
 use crate::session::KeySource;
+use crate::workers::MAX_WORKERS;
 use pool::pool;
 use reader::{Fields, Reader, list, text};
 use serde_json::Value;
@@ -362,7 +363,7 @@ fn limits(reader: &mut Reader, path: &str, value: &Value) -> Option<Limits> {
     let hold_bytes = fields.count(reader, "hold_bytes", HOLD, HOLD_BYTES);
     let worker_expiry_ms =
         fields.count(reader, "worker_expiry_ms", 3000..=600_000, WORKER_EXPIRY_MS);
-    let workers = fields.count(reader, "workers", 1..=1024, WORKERS);
+    let workers = fields.count(reader, "workers", 1..=MAX_WORKERS as u64, WORKERS);
     let prefix_table_bytes = fields
         .optional_count(reader, "prefix_table_bytes", TABLE_RANGE, "by KV capacity")
         .map(|bytes| bytes as usize);

@@ -14,6 +14,8 @@ use crate::store::{Store, update};
 const KEY: &str = "warmpath/workers";
 const VERSION: u8 = 1;
 const ROW: usize = 16;
+/// Most slots that a configuration may allow; what stands behind them is not believed.
+pub const MAX_WORKERS: usize = 1024;
 /// A slot that was given back is not used again for so long, if there is another: some beats.
 const REUSE_MS: u64 = 2000;
 
@@ -41,6 +43,7 @@ fn decode(bytes: &[u8]) -> Vec<(u64, u64)> {
     };
     let (rows, _) = rows.as_chunks::<ROW>();
     rows.iter()
+        .take(MAX_WORKERS)
         .map(|[a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]| {
             (
                 u64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h]),
@@ -209,6 +212,18 @@ mod tests {
         assert_eq!(kept.own, column(3, 4), "it is alive");
         beat(&store, 50, 2, 1000, 1500).unwrap();
         assert_eq!(store.value_bytes(), 1 + 2 * ROW, "the dead beyond it go");
+    }
+
+    #[test]
+    fn no_more_are_believed_than_there_may_be() {
+        let store = MemoryStore::new();
+        let garbage = [&[VERSION][..], &[0xff; 50_000 * ROW]].concat();
+        store.set(KEY, &garbage);
+        assert_eq!(living(&store, 1000, 10).len(), MAX_WORKERS);
+        let roll = beat(&store, 1, 8, 1000, 10).unwrap();
+        assert_eq!(roll.peers.len(), MAX_WORKERS);
+        leave(&store, 1);
+        assert_eq!(store.value_bytes(), garbage.len(), "it had no slot");
     }
 
     #[test]
