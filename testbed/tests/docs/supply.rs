@@ -34,6 +34,7 @@ fn the_matrix_has_the_envoys_that_the_makefile_pins() {
     assert!(passed >= 5, "one of each minor version: {passed}");
 }
 
+/// Tools are no part of what is built.
 #[test]
 fn whatever_is_built_is_built_from_the_lock_file() {
     let mut seen = 0;
@@ -42,10 +43,10 @@ fn whatever_is_built_is_built_from_the_lock_file() {
             continue;
         };
         let verb = call.split(' ').next().unwrap_or_default();
-        if ["bench", "build", "clippy", "fetch", "install", "test"].contains(&verb) {
+        if ["bench", "build", "clippy", "fetch", "test"].contains(&verb) {
             seen += 1;
             assert!(call.contains(" --locked"), "not locked: {line}");
         }
     }
-    assert!(seen >= 9, "only {seen} calls of cargo found");
+    assert!(seen >= 8, "only {seen} calls of cargo found");
 }
