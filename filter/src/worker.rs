@@ -325,10 +325,13 @@ impl Worker {
                 self.metrics
                     .finished(span, address, served, request.parts, now_us);
                 self.metrics.told(Endpoint { pool, address }, finding);
+                if request.complete && request.accepted {
+                    request.exchange.answered(&mut self.router, now_us);
+                }
                 if !request.complete {
                     match host::client_left() {
                         true => self.metrics.client_left(span.pool()),
-                        false if request.parts > 0 => {
+                        false if request.parts > 0 || request.accepted => {
                             request.exchange.broke_off(&mut self.router, now_us);
                         }
                         // An error of Envoy's own; its head was taken for what it says.

@@ -232,7 +232,14 @@ impl Exchange {
     /// The endpoint broke off its answer.
     pub fn broke_off<S: Store>(&mut self, router: &mut Router<S>, now_us: u64) {
         if let Some(charge) = self.charge.as_ref() {
-            router.failed(charge.position(), now_us);
+            router.broke_off(charge, now_us);
+        }
+    }
+
+    /// The endpoint's answer, which was no error, came to its end.
+    pub fn answered<S: Store>(&mut self, router: &mut Router<S>, now_us: u64) {
+        if let Some(charge) = self.charge.as_ref() {
+            router.answered(charge, now_us);
         }
     }
 

@@ -5,7 +5,8 @@
 //! of all. So failures are counted here. After `failures` in a row ([`HealthOptions`]) the endpoint is
 //! left out for a cool-down, then one request probes it; the cool-down doubles while probes fail.
 //! A client's own mistake (4xx) says nothing about an endpoint; 429 and 503 say that it is busy, and
-//! leave it out for as long as its `Retry-After` asks. An endpoint that has work and gives no token
+//! leave it out for as long as its `Retry-After` asks. Who breaks its answers off answers at first: after
+//! that only a whole answer is a success. An endpoint that has work and gives no token
 //! ([`crate::pulse`]) is left out as after failures; it takes a token to be fit again.
 //!
 //! Every worker writes what it saw into its own column ([`crate::board`]). Merged, the latest event
@@ -20,6 +21,8 @@ pub const LONGEST_US: u64 = 600_000_000;
 const MOST_LEVELS: u8 = 16;
 /// Mark of an encoded cause: a probe is under way.
 const PROBING: u8 = 0x80;
+/// Mark of an encoded cause: it broke off an answer.
+const BROKE_OFF: u8 = 0x40;
 
 /// How failures are taken.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,6 +81,8 @@ pub struct Fitness {
     cause: Cause,
     /// Whether a probe is under way.
     probing: bool,
+    /// Whether it broke off an answer since it last gave a whole one.
+    broke_off: bool,
     /// When the fields around were last set.
     event_us: u64,
     /// Until when it is left out; past, with a cause, it awaits the outcome of a probe.
@@ -138,9 +143,15 @@ impl Fitness {
         self.probing = true;
     }
 
+    /// Whether it takes a whole answer to be fit again: it begins answers that it does not end.
+    pub fn broke_off(&self) -> bool {
+        self.broke_off
+    }
+
     /// It answered as an engine does.
     pub fn succeeded(&mut self, now_us: u64) {
         self.strikes = 0;
+        self.broke_off = false;
         if matches!(self.cause, Cause::Failures | Cause::Stalled) {
             self.recovered_us = now_us;
         }
@@ -159,6 +170,12 @@ impl Fitness {
             };
             self.cool_down(cause, options, now_us);
         }
+    }
+
+    /// It failed with an answer that had begun; `strikes` as for [`Fitness::failed`].
+    pub fn broke_off_an_answer(&mut self, strikes: u16, options: &HealthOptions, now_us: u64) {
+        self.broke_off = true;
+        self.failed(strikes, options, now_us);
     }
 
     /// Leaves it out for a cool-down.
@@ -187,10 +204,12 @@ impl Fitness {
         self.set(Cause::Backpressure, until_us, now_us);
     }
 
-    /// Takes over the state that all workers agree on, but for the strikes, which add up.
+    /// Takes over the state that all workers agree on, but for the strikes, which add up, and for what
+    /// they are of.
     pub fn adopt(&mut self, all: &Fitness) {
         *self = Fitness {
             strikes: self.strikes,
+            broke_off: self.broke_off || all.broke_off,
             ..*all
         };
     }
@@ -224,7 +243,9 @@ impl Row for Fitness {
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.strikes.to_le_bytes());
         out.push(self.level);
-        out.push(self.cause as u8 | if self.probing { PROBING } else { 0 });
+        let probing = if self.probing { PROBING } else { 0 };
+        let broke_off = if self.broke_off { BROKE_OFF } else { 0 };
+        out.push(self.cause as u8 | probing | broke_off);
         out.extend_from_slice(&self.event_us.to_le_bytes());
         out.extend_from_slice(&self.until_us.to_le_bytes());
         out.extend_from_slice(&self.recovered_us.to_le_bytes());
@@ -237,7 +258,8 @@ impl Row for Fitness {
             strikes,
             level: level.min(MOST_LEVELS),
             probing: cause & PROBING != 0,
-            cause: match cause & !PROBING {
+            broke_off: cause & BROKE_OFF != 0,
+            cause: match cause & !(PROBING | BROKE_OFF) {
                 1 => Cause::Failures,
                 2 => Cause::Backpressure,
                 3 => Cause::Stalled,

@@ -558,6 +558,50 @@ fn an_engine_that_fails_fast_gets_its_probes_and_no_more() {
     assert!((6..=12).contains(&hits), "{hits} of 2400");
 }
 
+/// A request to an engine that gives its head and breaks off, or comes to its end.
+fn begun(world: &mut World, at: usize, ends: impl Fn(&str) -> bool) -> String {
+    let (decision, mut charge) = world.ask(at, "m").expect("endpoints");
+    let router = &mut world.workers[at];
+    let address = router.address(decision.ranked[0]).to_owned();
+    let response = Response {
+        status: 200,
+        address: address.as_bytes(),
+        by_engine: true,
+        retry_after_s: None,
+    };
+    router.responded(&mut charge, response, world.now_us);
+    match ends(&address) {
+        true => router.answered(&charge, world.now_us),
+        false => router.broke_off(&charge, world.now_us),
+    }
+    router.end(charge, Outcome::Failed, world.now_us);
+    address
+}
+
+#[test]
+fn an_engine_that_breaks_its_answers_off_is_left_out_until_one_is_whole() {
+    for workers in [1, 4] {
+        let store = MemoryStore::new();
+        let mut world = World::new(&fixed(3), workers, &store);
+        world.run(1.0);
+        let bad = address(2);
+        let mut hits = 0;
+        for number in 0..2400 {
+            let asked = begun(&mut world, number % workers, |it| it != bad);
+            hits += u32::from(asked == bad);
+            world.now_us += 25_000;
+            if number % 5 == 0 {
+                (0..workers).for_each(|at| world.tick(at));
+            }
+        }
+        // As with one that fails fast: its heads, which are fine, do not bring it back.
+        assert!((6..=12).contains(&hits), "{hits} of 2400 by {workers}");
+        world.run(31.0);
+        let back = (0..60).filter(|number| begun(&mut world, number % workers, |_| true) == bad);
+        assert!(back.count() > 5, "a whole answer does");
+    }
+}
+
 #[test]
 fn backpressure_lasts_as_long_as_it_asks_and_4xx_costs_nothing() {
     let store = MemoryStore::new();

@@ -416,28 +416,42 @@ impl<S: Store> Router<S> {
             500.. => self.failed(position, now_us),
             // What the client did wrong says nothing of the engine, but that it answers.
             400..=499 => {}
-            _ => self.succeeded(position, now_us),
+            _ => self.succeeded(position, false, now_us),
         }
     }
 
+    /// The answer to a request came to its end: its endpoint gives whole answers.
+    pub fn answered(&mut self, charge: &Charge, now_us: u64) {
+        self.succeeded(charge.position(), true, now_us);
+    }
+
+    /// The endpoint broke off its answer to a request.
+    pub fn broke_off(&mut self, charge: &Charge, now_us: u64) {
+        let options = self.config.health;
+        self.mark(charge.position(), now_us, |fitness, strikes| {
+            fitness.broke_off_an_answer(strikes, &options, now_us);
+        });
+    }
+
     /// An endpoint failed a request.
-    pub fn failed(&mut self, position: usize, now_us: u64) {
+    fn failed(&mut self, position: usize, now_us: u64) {
         let options = self.config.health;
         self.mark(position, now_us, |fitness, strikes| {
             fitness.failed(strikes, &options, now_us);
         });
     }
 
-    fn succeeded(&mut self, position: usize, now_us: u64) {
-        let fitness = self.fitness.total(position);
-        if fitness.is_some_and(Fitness::is_stalled) {
+    fn succeeded(&mut self, position: usize, whole: bool, now_us: u64) {
+        let (all, own) = (self.fitness.total(position), self.fitness.own(position));
+        if all.is_some_and(Fitness::is_stalled) {
             // Its front sends headers before there is a token.
             return;
         }
-        let struck = self
-            .fitness
-            .own(position)
-            .is_some_and(|own| own.strikes() > 0);
+        let breaks_off = [all, own].into_iter().flatten().any(Fitness::broke_off);
+        if breaks_off && !whole {
+            return;
+        }
+        let struck = own.is_some_and(|own| own.strikes() > 0);
         if struck || self.fitness.total(position).is_some_and(Fitness::is_marked) {
             self.mark(position, now_us, |fitness, _| fitness.succeeded(now_us));
         }
