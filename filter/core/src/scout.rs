@@ -12,7 +12,7 @@ use crate::fleet::{Engine, Fleet, HostHealth};
 use crate::hash;
 use crate::lease::{self, Candidate};
 use crate::scrape::{Call, Timetable};
-use crate::stats::{EngineStats, Names};
+use crate::stats::{EngineStats, Figures, Names};
 use crate::store::Store;
 use crate::wire::clusters::{self, EdsHealth};
 use crate::wire::models;
@@ -421,6 +421,12 @@ impl Scout {
         };
         let stats = EngineStats::read(page, names.unwrap_or(&Names::default()));
         let total = stats.total;
+        if total == Figures::default() && stats.adapters.is_empty() {
+            // Not the page of an engine. What it said before grows old, as if it had said nothing.
+            self.tally.refused = self.tally.refused.saturating_add(1);
+            engine.failures = engine.failures.saturating_add(1);
+            return false;
+        }
         let at_engine = total
             .running
             .unwrap_or_default()
@@ -436,7 +442,11 @@ impl Scout {
             waiting: total.waiting,
             foreign: at_engine.saturating_sub(in_flight),
             kv_usage: total.kv_usage,
-            kv_capacity_tokens: total.kv_capacity_tokens.filter(|tokens| *tokens > 0),
+            // It does not change while the engine runs, but a page may come without it.
+            kv_capacity_tokens: total
+                .kv_capacity_tokens
+                .filter(|tokens| *tokens > 0)
+                .or(engine.kv_capacity_tokens),
             queried_tokens: total.prefix_queries_tokens,
             hit_tokens: total.prefix_hits_tokens,
             finished: total.finished,

@@ -603,6 +603,34 @@ fn an_engine_that_breaks_its_answers_off_is_left_out_until_one_is_whole() {
 }
 
 #[test]
+fn a_page_that_says_nothing_is_none() {
+    let store = MemoryStore::new();
+    let mut world = World::new(&fixed(1), 2, &store);
+    let page = "vllm:num_requests_waiting 3\nvllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"1000\"} 1\n";
+    world.pages.insert(address(1), page.to_owned());
+    world.run(2.0);
+    let socket = address(1).parse().expect("an address");
+    let told = |world: &World| {
+        let engine = world.workers[1].engine(&socket).expect("in the pool");
+        let engine = engine.engine.expect("in the fleet");
+        (engine.kv_capacity_tokens, engine.waiting, engine.told_ms)
+    };
+    world
+        .pages
+        .insert(address(1), "<html>nothing</html>\n".to_owned());
+    world.run(1.25);
+    let before = told(&world);
+    assert_eq!((before.0, before.1), (Some(16_000), Some(3)));
+    world.run(2.0);
+    assert_eq!(told(&world), before, "and it grows old");
+    let page = "vllm:num_requests_waiting 4\n";
+    world.pages.insert(address(1), page.to_owned());
+    world.run(2.0);
+    let after = told(&world);
+    assert_eq!((after.0, after.1), (Some(16_000), Some(4)));
+}
+
+#[test]
 fn backpressure_lasts_as_long_as_it_asks_and_4xx_costs_nothing() {
     let store = MemoryStore::new();
     let mut world = World::new(&fixed(2), 2, &store);
