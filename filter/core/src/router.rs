@@ -82,8 +82,8 @@ pub struct Router<S> {
     /// Size that the prefix table should have for them.
     table_bytes: usize,
     scout: Scout,
-    /// Prompt tokens that engines had looked up when they last said so.
-    queried: AHashMap<SocketAddr, u64>,
+    /// When engines last said how many prompt tokens they had looked up, in ms, and how many.
+    queried: AHashMap<SocketAddr, (u64, u64)>,
     /// Of the fleet that the layout was made of.
     shape: u64,
     fitness: Board<Fitness>,

@@ -471,60 +471,114 @@ fn sleeping_engines_are_left_alone_while_their_word_is_fresh() {
     assert_eq!(world.in_use(), set(&[1, 2]), "an old word is not believed");
 }
 
+fn counted(queried: u32) -> String {
+    format!("vllm:num_requests_running 0\nvllm:prefix_cache_queries_total {queried}\n")
+}
+
+fn prompt_of(own: u64) -> PromptFacts {
+    let link = |at: u64| Link {
+        hash: hash::mix(own, at),
+        end: (at as usize + 1) * CHUNK_BYTES,
+    };
+    PromptFacts {
+        chain: (0..20).map(link).collect(),
+        bytes: 20 * CHUNK_BYTES,
+        conversation: own,
+        streamed: true,
+        output_tokens: Some(1),
+    }
+}
+
+/// How much of a prompt a worker believes to be cached where it sends it.
+fn cached(world: &mut World, at: usize, prompt: PromptFacts) -> u64 {
+    let now_us = world.now_us;
+    let router = &mut world.workers[at];
+    let target = router.target(b"m").cloned().expect("known");
+    let ask = Ask {
+        target: &target,
+        key: None,
+        prompt: Some(prompt),
+        priority: Default::default(),
+    };
+    let (_, charge) = router.decide(ask, now_us).expect("an endpoint");
+    let cached = charge.cached_tokens();
+    router.end(charge, Outcome::Served { output_tokens: 1 }, now_us);
+    cached
+}
+
+#[test]
+fn an_older_word_of_an_engine_is_no_restart() {
+    let store = MemoryStore::new();
+    let mut config = fixed(2);
+    config["pools"][0]["policy"] = json!("prefix");
+    let mut world = World::new(&config, 2, &store);
+    for number in [1, 2] {
+        world.pages.insert(address(number), counted(5000));
+    }
+    world.run(2.5);
+    let holds = |router: &Router<_>| router.scout().holds_lease();
+    let holder = world.workers.iter().position(holds).expect("a holder");
+    for own in 0..20 {
+        cached(&mut world, holder, prompt_of(own));
+    }
+    // It learns more, and is not run for a while before it can tell.
+    world.pages.insert(address(1), counted(6000));
+    let socket = address(1).parse().expect("an address");
+    let learned = |world: &World| {
+        let told = world.workers[holder].engine(&socket).expect("in the pool");
+        told.engine.and_then(|it| it.queried_tokens) == Some(6000)
+    };
+    while !learned(&world) {
+        world.now_us += TICK;
+        world.tick(holder);
+    }
+    world.pages.remove(&address(1));
+    world.pages.insert(address(2), counted(7000));
+    for _ in 0..40 {
+        world.now_us += TICK;
+        world.tick(1 - holder);
+    }
+    (0..2).for_each(|_| world.tick(holder));
+    assert!(!holds(&world.workers[holder]) && !learned(&world));
+    for own in 0..20 {
+        assert!(
+            cached(&mut world, holder, prompt_of(own)) > 0,
+            "prompt {own}"
+        );
+    }
+}
+
 #[test]
 fn an_engine_that_left_or_restarted_holds_nothing() {
     let store = MemoryStore::new();
     let mut config = discovered();
     config["pools"][0]["policy"] = json!("prefix");
     let mut world = World::new(&config, 1, &store);
-    let page = |queried: u32| {
-        format!("vllm:num_requests_running 0\nvllm:prefix_cache_queries_total {queried}\n")
-    };
-    let prompt = |own: u64| {
-        let link = |at: u64| Link {
-            hash: hash::mix(own, at),
-            end: (at as usize + 1) * CHUNK_BYTES,
-        };
-        PromptFacts {
-            chain: (0..20).map(link).collect(),
-            bytes: 20 * CHUNK_BYTES,
-            conversation: own,
-            streamed: true,
-            output_tokens: Some(1),
-        }
-    };
-    fn cached(world: &mut World, prompt: PromptFacts) -> u64 {
-        let now_us = world.now_us;
-        let router = &mut world.workers[0];
-        let target = router.target(b"m").cloned().expect("known");
-        let ask = Ask {
-            target: &target,
-            key: None,
-            prompt: Some(prompt),
-            priority: Default::default(),
-        };
-        let (_, charge) = router.decide(ask, now_us).expect("an endpoint");
-        let cached = charge.cached_tokens();
-        router.end(charge, Outcome::Served { output_tokens: 1 }, now_us);
-        cached
-    }
     world.host(&address(1), healthy());
-    world.pages.insert(address(1), page(5000));
+    world.pages.insert(address(1), counted(5000));
     world.run(2.5);
-    assert_eq!(cached(&mut world, prompt(7)), 0);
-    assert_eq!(cached(&mut world, prompt(7)), 20 * 128);
-    world.pages.insert(address(1), page(6000));
+    assert_eq!(cached(&mut world, 0, prompt_of(7)), 0);
+    assert_eq!(cached(&mut world, 0, prompt_of(7)), 20 * 128);
+    world.pages.insert(address(1), counted(6000));
     world.run(2.5);
-    assert_eq!(cached(&mut world, prompt(7)), 20 * 128);
-    world.pages.insert(address(1), page(10));
+    assert_eq!(cached(&mut world, 0, prompt_of(7)), 20 * 128);
+    world.pages.insert(address(1), counted(10));
     world.run(2.5);
-    assert_eq!(cached(&mut world, prompt(7)), 0, "its counters began anew");
-    assert_eq!(cached(&mut world, prompt(7)), 20 * 128);
+    assert_eq!(
+        cached(&mut world, 0, prompt_of(7)),
+        0,
+        "its counters began anew"
+    );
+    assert_eq!(cached(&mut world, 0, prompt_of(7)), 20 * 128);
     world.hosts.clear();
     world.run(2.5);
     world.host(&address(1), healthy());
     world.run(2.5);
-    assert_eq!(cached(&mut world, prompt(7)), 0, "it was gone meanwhile");
+    assert_eq!(
+        cached(&mut world, 0, prompt_of(7)),
+        0,
+        "it was gone meanwhile"
+    );
 }
 
 #[test]

@@ -152,12 +152,17 @@ impl<S: Store> Router<S> {
     /// An engine whose counters went back was started anew, with an empty cache.
     fn forget_restarted(&mut self) {
         let engines = self.scout.fleet().engines.iter();
-        let queried: Vec<(SocketAddr, u64)> = engines
-            .filter_map(|(socket, engine)| Some((*socket, engine.queried_tokens?)))
+        let mut queried: Vec<(SocketAddr, (u64, u64))> = engines
+            .filter_map(|(socket, it)| Some((*socket, (it.told_ms, it.queried_tokens?))))
             .collect();
-        for (socket, now) in &queried {
+        for (socket, told) in &mut queried {
             let before = self.queried.get(socket).copied().unwrap_or_default();
-            let position = self.by_socket.get(socket).filter(|_| *now < before);
+            if told.0 < before.0 {
+                // Who takes the lease goes on from what was written last: that may be less than what
+                // the one before it knew.
+                *told = before;
+            }
+            let position = self.by_socket.get(socket).filter(|_| told.1 < before.1);
             let id = position.and_then(|position| self.endpoints.get(*position)?.id);
             if let (Some(id), Some(replica)) = (id, self.replica.as_mut()) {
                 replica.forget(id);
