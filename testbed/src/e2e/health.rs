@@ -213,7 +213,7 @@ async fn with_none_usable_the_client_is_told_when_to_come_back(
 }
 
 /// What an engine answers reaches the filter, and the client.
-fn without_retries_of_503(bootstrap: &mut Bootstrap) -> anyhow::Result<()> {
+fn without_retries_of_answers(bootstrap: &mut Bootstrap) -> anyhow::Result<()> {
     let host = bootstrap
         .connection_manager_mut()?
         .pointer_mut("/route_config/virtual_hosts/0/retry_policy")
@@ -238,7 +238,7 @@ async fn a_busy_engine_is_left_alone_for_as_long_as_it_asks(
     context: &Context,
 ) -> anyhow::Result<()> {
     const ASKED: Duration = Duration::from_secs(2);
-    let spec = spec().bootstrap(without_retries_of_503);
+    let spec = spec().bootstrap(without_retries_of_answers);
     let stack = Stack::start(context, spec).await?;
     let workers = Workers::introduced(&stack).await?;
     let engine = stack.engine("llama-1")?;
@@ -328,9 +328,8 @@ async fn an_engine_that_fails_at_once_does_not_attract_everything(
     let before = broken.engine.seen_count();
     let began = Instant::now();
     broken.engine.set_fault(status(500));
-    let mut failed = 0;
     for number in 0..300 {
-        failed += u64::from(workers.send(number, chat()).await?.status == 500);
+        workers.send(number, chat()).await?.expect_status(200)?;
     }
     let took = began.elapsed();
     let asked = broken.engine.seen_count() - before;
@@ -343,7 +342,6 @@ async fn an_engine_that_fails_at_once_does_not_attract_everything(
         asked <= most,
         "it got {asked} requests in {took:?}, not {most}"
     );
-    ensure!(failed == asked, "{failed} clients saw {asked} failures");
     // It is found to be well by a probe.
     broken.engine.set_fault(Fault::None);
     eventually("it serves again", async || {
@@ -377,7 +375,8 @@ async fn who_comes_back_gets_some_and_not_all(context: &Context) -> anyhow::Resu
     let spec = spec()
         .policy("llama", json!("least_request"))
         .option("health", health)
-        .option("discovery", json!("off"));
+        .option("discovery", json!("off"))
+        .bootstrap(without_retries_of_answers);
     let stack = Stack::start(context, spec).await?;
     let back = stack.engine("llama-1")?;
     let answers = async |want: u16| {
