@@ -79,6 +79,23 @@ pub(super) fn overstate(answer: Response<Body>) -> Response<Body> {
     with_length(answer, Some(length))
 }
 
+/// An answer of bytes that are no text of any kind, made as they are sent.
+pub(super) fn nonsense(body_bytes: u64) -> Response<Body> {
+    const PIECE_BYTES: u32 = 1 << 16;
+    let bytes = (0..PIECE_BYTES).map(|at| (at.wrapping_mul(0x9e37_79b1) >> 24) as u8);
+    let piece: Bytes = bytes.collect();
+    let pieces = unfold(body_bytes, move |left| {
+        let length = usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()));
+        let piece = piece.slice(..length);
+        async move {
+            let more = !piece.is_empty();
+            more.then_some((Ok(Frame::data(piece)), left - length as u64))
+        }
+    });
+    let answer = Response::new(StreamBody::new(pieces).boxed_unsync());
+    with_length(answer, Some(body_bytes))
+}
+
 fn with_length(mut answer: Response<Body>, length: Option<u64>) -> Response<Body> {
     if let Some(length) = length {
         answer

@@ -57,6 +57,11 @@ pub enum Fault {
     },
     /// `Content-Length` promises more bytes than follow (also on a stream).
     WrongContentLength,
+    /// The answer is a 200 of this many bytes that mean nothing.
+    Nonsense {
+        /// Bytes of the body.
+        body_bytes: u64,
+    },
 }
 
 impl Fault {
@@ -73,6 +78,7 @@ impl Fault {
             Self::Slow { .. } => "slow",
             Self::SlowStart { .. } => "slow_start",
             Self::WrongContentLength => "wrong_content_length",
+            Self::Nonsense { .. } => "nonsense",
         }
     }
 

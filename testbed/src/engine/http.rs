@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::clock::Clock;
-use super::cut::{Cut, cut, overstate};
+use super::cut::{Cut, cut, nonsense, overstate};
 use super::error::{self, ApiError};
 use super::fault::{Fault, Faults, Target};
 use super::infer::{self, Call};
@@ -275,6 +275,12 @@ async fn fault_before(
         Fault::SlowStart { delay_ms } => {
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;
             None
+        }
+        Fault::Nonsense { body_bytes } => {
+            if let Some(visit) = visit {
+                visit.end();
+            }
+            Some(nonsense(body_bytes))
         }
         Fault::Status {
             code,
