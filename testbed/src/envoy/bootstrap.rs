@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use super::files;
 
 const LISTENER_TYPE: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+const FILTER_TYPE: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 const WASM_TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
 
 /// The listener of the status page.
@@ -24,6 +25,8 @@ pub struct Bootstrap {
     tree: Value,
     /// Where Envoy reads the listeners from, if not from here.
     listeners: Option<PathBuf>,
+    /// Where Envoy reads the wasm filter from, if not from here.
+    filter: Option<PathBuf>,
 }
 
 impl Bootstrap {
@@ -33,13 +36,19 @@ impl Bootstrap {
             .with_context(|| format!("reading the Envoy configuration {}", path.display()))?;
         let tree = serde_yaml_ng::from_str(&text)
             .with_context(|| format!("parsing the Envoy configuration {}", path.display()))?;
-        let listeners = None;
-        Ok(Self { tree, listeners })
+        Ok(Self {
+            tree,
+            listeners: None,
+            filter: None,
+        })
     }
 
     /// The configuration as JSON text, which Envoy reads as YAML.
     pub fn text(&self) -> String {
         let mut tree = self.tree.clone();
+        if let Some(file) = &self.filter {
+            for_each_object(&mut tree, &mut |object| discover(object, file));
+        }
         if let (Some(file), Some(tree)) = (&self.listeners, tree.as_object_mut()) {
             if let Some(resources) = tree.get_mut("static_resources") {
                 resources["listeners"] = json!([]);
@@ -66,6 +75,29 @@ impl Bootstrap {
             .and_then(Value::as_array)
             .context("no listeners")?;
         files::write(file, LISTENER_TYPE, listeners)
+    }
+
+    /// Lets Envoy read the wasm filter from `file` (ECDS), and again whenever
+    /// [`Bootstrap::write_filter`] writes it. To everything here it stays part of the configuration.
+    pub fn read_filter_from(&mut self, file: &Path) -> anyhow::Result<()> {
+        self.introduce_node();
+        self.filter = Some(file.to_owned());
+        self.write_filter()
+    }
+
+    /// Writes the file that was named to [`Bootstrap::read_filter_from`].
+    pub fn write_filter(&self) -> anyhow::Result<()> {
+        let file = self.filter.as_ref().context("no file of the filter")?;
+        let mut found = None;
+        for_each_object(&mut self.tree.clone(), &mut |object| {
+            if is_plugin(object) {
+                found = Some(object.clone());
+            }
+        });
+        let mut filter = found.context("the Envoy configuration has no wasm filter")?;
+        // What it is there for: a filter is known by its name.
+        filter.retain(|field, _| field == "name" || field == "typed_config");
+        files::write(file, FILTER_TYPE, &[Value::Object(filter)])
     }
 
     /// Lets Envoy read the endpoints of a cluster from `file`, and again whenever
@@ -319,6 +351,21 @@ fn wasm_config_mut(object: &mut Map<String, Value>) -> Option<&mut Value> {
     object.get_mut("config")
 }
 
+/// Whether it is a wasm filter of a connection manager.
+fn is_plugin(object: &Map<String, Value>) -> bool {
+    let kind = object.get("typed_config").and_then(|it| it.get("@type"));
+    kind.and_then(Value::as_str) == Some(WASM_TYPE)
+}
+
+/// Names a file instead, if it is a wasm filter.
+fn discover(object: &mut Map<String, Value>, file: &Path) {
+    if is_plugin(object) {
+        object.remove("typed_config");
+        let discovery = json!({"config_source": files::source(file), "type_urls": [WASM_TYPE]});
+        object.insert("config_discovery".to_owned(), discovery);
+    }
+}
+
 fn plugin_text_mut(object: &mut Map<String, Value>) -> Option<&mut Value> {
     wasm_config_mut(object)?.pointer_mut("/configuration/value")
 }
@@ -403,6 +450,23 @@ mod tests {
         assert!(!bootstrap.text().contains("envoy.wasm.runtime.v8"));
         bootstrap.remove_plugin().unwrap();
         assert!(bootstrap.plugin().is_err());
+    }
+
+    #[test]
+    fn a_filter_that_is_read_from_a_file_is_still_edited_here() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("filter.json");
+        let mut bootstrap = shipped();
+        bootstrap.read_filter_from(&file).unwrap();
+        assert_eq!(bootstrap.text().matches("config_discovery").count(), 2);
+        assert!(!bootstrap.text().contains("vm_config"));
+        bootstrap.set_plugin_text(r#"{"pools": []}"#);
+        bootstrap.write_filter().unwrap();
+        let written: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let resource = &written["resources"][0];
+        assert_eq!(resource["name"], "warmpath");
+        let text = &resource["typed_config"]["config"]["configuration"]["value"];
+        assert_eq!(text, r#"{"pools": []}"#);
     }
 
     #[test]
