@@ -2,7 +2,8 @@
 //! not have.
 //!
 //! Whoever scrapes may sit on the main thread, which no request reaches. So a request with the header
-//! leaves a note in shared data, and the holder of the lease finds it with its next tick.
+//! leaves a note in shared data, and the holder of the lease finds it with its next tick. With the value
+//! `here` it is the VM that serves the request which dies, at once.
 
 use crate::host::{self, SharedData};
 use warmpath_core::store::Store;
@@ -11,14 +12,15 @@ use warmpath_core::store::Store;
 const HEADER: &str = "x-warmpath-trap";
 const KEY: &str = "warmpath/trap";
 const SET: &[u8] = b"set";
+const HERE: &[u8] = b"here";
 
 /// Sets the trap if the request asks for it; only in the request header callback.
 pub fn set() {
-    if host::request_headers()
-        .iter()
-        .any(|(name, _)| name == HEADER)
-    {
-        SharedData::default().set(KEY, SET);
+    let headers = host::request_headers();
+    match headers.iter().find(|(name, _)| name == HEADER) {
+        Some((_, value)) if value == HERE => std::process::abort(),
+        Some(_) => SharedData::default().set(KEY, SET),
+        None => {}
     }
 }
 
