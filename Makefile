@@ -72,7 +72,7 @@ validate: $(if $(CONFIG),,config-missing) $(ENVOY) module ## Let Envoy load CONF
 ## -- work on it
 
 .PHONY: test
-test: lint unit wasm-test build rules validate-all e2e browser-test ## Run every check: format, lints, unit and wasm tests, configs, end to end, the status page
+test: lint unit wasm-test build rules validate-all e2e drill-quick browser-test ## Run every check: format, lints, unit and wasm tests, configs, end to end, faults, the status page
 
 .PHONY: lint
 lint: $(RUST) ## Check the format and the lints, natively and for wasm
@@ -124,6 +124,18 @@ e2e-matrix: $(ENVOY_VERSIONS:%=$(TOOLS)/envoy-%/envoy) module trap testbed ## Dr
 	$(STEP) 'end to end, in Envoy $(ENVOY_VERSIONS)'
 	@$(TESTBED) matrix --envoys $(subst $(SPACE),$(COMMA),$(ENVOY_VERSIONS:%=$(TOOLS)/envoy-%/envoy)) \
 		--module $(MODULE) --trap-module $(TRAP) --concurrency 2 $(ARGS)
+DRILL = $(TESTBED) drill --envoy $(ENVOY) --module $(MODULE) --trap-module $(TRAP) --concurrency $(CONCURRENCY)
+
+# The table of docs/drill.md; about a quarter of an hour.
+.PHONY: drill
+drill: $(ENVOY) module trap testbed ## Break one thing after another under load, and count what is lost; ARGS='--fault killed'
+	@$(DRILL) $(ARGS)
+
+.PHONY: drill-quick
+drill-quick: CONCURRENCY = 2
+drill-quick: $(ENVOY) module trap testbed
+	$(STEP) 'faults under load, in $(ENVOY)'
+	@$(DRILL) --quick $(ARGS)
 
 # Not part of `test`: it needs engines, and shows what no model of an engine can.
 .PHONY: e2e-vllm

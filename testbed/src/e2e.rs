@@ -11,12 +11,12 @@ mod arrival;
 mod bodies;
 mod canned;
 pub(crate) mod client;
-mod conversation;
+pub(crate) mod conversation;
 mod counters;
 mod failures;
 mod feedback;
 mod fleet;
-mod harness;
+pub(crate) mod harness;
 mod health;
 mod hostile;
 mod limits;
@@ -39,7 +39,7 @@ mod status;
 mod telemetry;
 mod trust;
 mod worked;
-mod workers;
+pub(crate) mod workers;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -165,13 +165,19 @@ fn cases() -> Vec<Case> {
 }
 
 /// What all tests of one run share.
-struct Setting {
-    envoy: PathBuf,
-    runtime: String,
-    module: PathBuf,
-    trap_module: PathBuf,
-    config: PathBuf,
-    concurrency: u32,
+pub(crate) struct Setting {
+    /// The Envoy binary.
+    pub(crate) envoy: PathBuf,
+    /// Name of its wasm runtime.
+    pub(crate) runtime: String,
+    /// The wasm module.
+    pub(crate) module: PathBuf,
+    /// The wasm module with the feature `trap`.
+    pub(crate) trap_module: PathBuf,
+    /// The Envoy configuration to start from.
+    pub(crate) config: PathBuf,
+    /// Envoy's worker threads.
+    pub(crate) concurrency: u32,
 }
 
 type Body = Box<dyn Fn(&Context) -> anyhow::Result<()> + Send + Sync>;
@@ -235,7 +241,7 @@ macro_rules! named {
 }
 use named;
 
-fn existing(path: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn existing(path: &Path) -> anyhow::Result<PathBuf> {
     path.canonicalize()
         .with_context(|| format!("{} does not exist", path.display()))
 }

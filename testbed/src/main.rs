@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod browser;
+mod drill;
 mod e2e;
 mod engine;
 mod envoy;
@@ -37,6 +38,8 @@ enum Command {
     E2e(e2e::Args),
     /// Drive several Envoys, with every wasm runtime they have, through every end-to-end test.
     Matrix(matrix::Args),
+    /// Break one thing after another under load, and count what is lost.
+    Drill(drill::Args),
     /// Show the status page to a headless Chromium and test what it does.
     BrowserTest(browser::Args),
     /// Serve the status page with plausible, moving facts until Ctrl-C.
@@ -69,6 +72,7 @@ fn main() -> anyhow::Result<()> {
         Command::Up(args) => up::run(args),
         Command::E2e(args) => e2e::run(args),
         Command::Matrix(args) => matrix::run(args),
+        Command::Drill(args) => drill::run(args),
         Command::BrowserTest(args) => browser::run(args),
         Command::StatusMock(args) => browser::run_mock(args),
         Command::Module(args) => module::run(args),

@@ -36,7 +36,8 @@ pub struct Context {
 }
 
 impl Context {
-    pub(super) fn new(setting: Setting) -> Self {
+    /// For a run with these binaries.
+    pub fn new(setting: Setting) -> Self {
         Self {
             setting,
             journal: Mutex::default(),
@@ -55,7 +56,8 @@ impl Context {
         journal.push('\n');
     }
 
-    pub(super) fn journal(&self) -> String {
+    /// What was noted: the logs of Envoys that have ended.
+    pub fn journal(&self) -> String {
         self.journal
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -73,6 +75,20 @@ pub struct StackEngine {
     pub address: SocketAddr,
     /// The engine itself: its log, its faults.
     pub engine: Engine,
+    config: EngineConfig,
+}
+
+impl StackEngine {
+    /// Starts it anew on its port, its cache empty; it must have been killed.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        let config = EngineConfig {
+            listen: self.address,
+            ..self.config.clone()
+        };
+        // The dead one holds the port until it is replaced, so that nobody else gets it.
+        self.engine = Engine::start(config).await?;
+        Ok(())
+    }
 }
 
 /// A running stack. Everything stops when it is dropped.
@@ -166,6 +182,15 @@ impl<'a> Stack<'a> {
     ) -> anyhow::Result<()> {
         edit(&mut self.bootstrap)?;
         self.bootstrap.write_listeners()
+    }
+
+    /// Changes the filter while Envoy runs; Envoy must read it from a file.
+    pub fn change_filter(
+        &mut self,
+        edit: impl FnOnce(&mut Bootstrap) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        edit(&mut self.bootstrap)?;
+        self.bootstrap.write_filter()
     }
 
     async fn start_envoy(&mut self) -> anyhow::Result<()> {
@@ -317,8 +342,9 @@ async fn start_engines(
             edit(&mut config);
         }
         let name = config.name.clone();
-        let engine = Engine::start(config).await?;
+        let engine = Engine::start(config.clone()).await?;
         started.push(StackEngine {
+            config,
             name,
             pool: pool.name.clone(),
             address: engine.addr(),
