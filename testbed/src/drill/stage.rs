@@ -16,7 +16,7 @@ use super::Plan;
 use super::corpus::Corpus;
 use super::relay::Relay;
 use crate::e2e::client::{Call, Client};
-use crate::e2e::harness::{Context, Stack, StackEngine, StackSpec};
+use crate::e2e::harness::{Context, Stack, StackEngine, StackSpec, eventually};
 use crate::e2e::workers::Workers;
 use crate::envoy::files::write_endpoints;
 use crate::envoy::stats;
