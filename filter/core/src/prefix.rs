@@ -108,12 +108,12 @@ pub fn marks(chain: &[Link]) -> Vec<Mark> {
 
 /// Sets that a table grows by with one call: less than half a millisecond of work.
 const GROW_SETS: usize = 1024;
-/// Sets that one call counts: a few microseconds of work.
-const CENSUS_SETS: usize = 1024;
+/// Sets that one call sweeps: a few microseconds of work.
+const SWEPT_SETS: usize = 1024;
 
-/// A count of entries that goes through the table part by part.
+/// A sweep that goes through the table part by part, and counts what it leaves.
 #[derive(Debug, Default)]
-struct Census {
+struct Sweep {
     next_set: usize,
     counted: u64,
     found: u64,
@@ -124,7 +124,7 @@ struct Census {
 pub struct Index {
     table: Table,
     clocks: Clocks,
-    census: Census,
+    sweep: Sweep,
 }
 
 impl Index {
@@ -133,7 +133,7 @@ impl Index {
         Index {
             table: Table::new(bytes),
             clocks: Clocks::default(),
-            census: Census::default(),
+            sweep: Sweep::default(),
         }
     }
 
@@ -273,20 +273,24 @@ impl Index {
         });
     }
 
-    /// Counts the live entries of a part of the table, and returns how many there were in all of it
-    /// when it was last gone through.
-    pub fn take_census(&mut self) -> u64 {
-        let mut counted = self.census.counted;
-        self.entries(self.census.next_set, CENSUS_SETS, |_, _, _, _| counted += 1);
-        self.census.counted = counted;
-        self.census.next_set += CENSUS_SETS;
-        if self.census.next_set >= self.table.sets() {
-            self.census = Census {
-                found: counted,
-                ..Census::default()
+    /// Removes what is forgotten from a part of the table. Epochs come round: what is still there when
+    /// its epoch is in use again would look live.
+    pub fn sweep(&mut self) {
+        let live = |engine, epoch| self.clocks.is_live(engine, epoch);
+        let first = self.sweep.next_set;
+        self.sweep.counted += self.table.sweep(first, SWEPT_SETS, live);
+        self.sweep.next_set += SWEPT_SETS;
+        if self.sweep.next_set >= self.table.sets() {
+            self.sweep = Sweep {
+                found: self.sweep.counted,
+                ..Sweep::default()
             };
         }
-        self.census.found
+    }
+
+    /// How many live entries there were in the table when it was last swept as a whole.
+    pub fn census(&self) -> u64 {
+        self.sweep.found
     }
 
     /// How many entries gave way before their time since this was last asked.

@@ -32,8 +32,11 @@ pub(super) const SLACK_PERCENT: u64 = 2;
 /// How far ahead a pin is stamped, in epochs: four capacities. Under saturation many requests
 /// complete while one waits, and each moves the clock.
 const PIN_EPOCHS: u16 = 512;
-/// Live epochs are bounded even if each holds little, because epochs are compared modulo 2^16.
+/// Epochs in which anything was last used are bounded, even if each holds little.
 const MAX_EPOCHS: usize = 1024;
+/// So is how far they are apart, because epochs are compared modulo 2^16: in 64 capacities used again and
+/// again even what has room beside that is forgotten.
+const MAX_SPAN: u16 = 8192;
 
 #[derive(Debug, Default)]
 pub(super) struct Clocks {
@@ -50,8 +53,11 @@ struct Clock {
     busy_chunks: u64,
     /// Number of the newest epoch.
     current: u16,
-    /// Chunks last used in each live epoch, oldest first; never empty.
-    epochs: VecDeque<u64>,
+    /// The oldest epoch that is live, even if nothing of it is left.
+    oldest: u16,
+    /// Epochs in which chunks were last used, and how many, oldest first. What is used again leaves its
+    /// epoch: a prompt that all share moves the clock all the time, but leaves no epochs behind.
+    epochs: VecDeque<(u16, u64)>,
     total_chunks: u64,
 }
 
@@ -97,8 +103,11 @@ impl Clocks {
         self.engines.get_mut(usize::from(engine))?.as_mut()
     }
 
-    pub(super) fn current(&self, engine: u16) -> Option<u16> {
-        self.get(engine).map(|clock| clock.current)
+    /// The epoch of what is used now: what is added next counts in it.
+    pub(super) fn current(&mut self, engine: u16) -> Option<u16> {
+        let clock = self.get_mut(engine)?;
+        clock.begin();
+        Some(clock.current)
     }
 
     /// The stamp of a pinned entry.
@@ -138,8 +147,8 @@ impl Clocks {
         if epoch.wrapping_sub(clock.current) <= PIN_EPOCHS {
             return Some(0);
         }
-        let age = clock.current.wrapping_sub(epoch);
-        (usize::from(age) < clock.epochs.len()).then_some(age)
+        let age = clock.age(epoch);
+        (age <= clock.age(clock.oldest)).then_some(age)
     }
 
     /// An entry was used: from its epoch `before`, if it had one, to the current one.
@@ -173,45 +182,77 @@ impl Clock {
             capacity_chunks: EPOCHS,
             busy_chunks: 0,
             current,
-            epochs: VecDeque::from([0]),
+            oldest: current,
+            epochs: VecDeque::from([(current, 0)]),
             total_chunks: 0,
         }
     }
 
+    fn age(&self, epoch: u16) -> u16 {
+        self.current.wrapping_sub(epoch)
+    }
+
     /// An epoch at which no entry made so far is live.
     fn beyond(&self) -> u16 {
-        let live = PIN_EPOCHS.saturating_add(MAX_EPOCHS as u16);
-        self.current.wrapping_add(live).wrapping_add(1)
+        self.current.wrapping_add(PIN_EPOCHS + MAX_SPAN + 1)
     }
 
     fn take(&mut self, epoch: u16, chunks: u64) {
-        let age = usize::from(self.current.wrapping_sub(epoch));
-        let index = self.epochs.len().checked_sub(age + 1);
-        if let Some(count) = index.and_then(|index| self.epochs.get_mut(index)) {
-            let taken = chunks.min(*count);
-            *count -= taken;
-            self.total_chunks = self.total_chunks.saturating_sub(taken);
+        let age = self.age(epoch);
+        let current = self.current;
+        let found = self
+            .epochs
+            .binary_search_by(|(other, _)| age.cmp(&current.wrapping_sub(*other)));
+        let Ok(at) = found else { return };
+        let Some((_, count)) = self.epochs.get_mut(at) else {
+            return;
+        };
+        let taken = chunks.min(*count);
+        *count -= taken;
+        self.total_chunks = self.total_chunks.saturating_sub(taken);
+        if *count == 0 && epoch != current {
+            self.epochs.remove(at);
+            if at == 0 {
+                self.follow_oldest();
+            }
         }
     }
 
-    fn add(&mut self, chunks: u64) {
-        self.total_chunks = self.total_chunks.saturating_add(chunks);
+    /// Begins an epoch, if the newest has all that it may have.
+    fn begin(&mut self) {
         let epoch_chunks = (self.capacity_chunks / EPOCHS).max(1);
-        match self.epochs.back_mut() {
-            Some(newest) if *newest < epoch_chunks => *newest = newest.saturating_add(chunks),
-            _ => {
-                self.current = self.current.wrapping_add(1);
-                self.epochs.push_back(chunks);
-            }
+        if self
+            .epochs
+            .back()
+            .is_some_and(|(_, newest)| *newest < epoch_chunks)
+        {
+            return;
         }
-        if self.epochs.len() > MAX_EPOCHS {
+        self.current = self.current.wrapping_add(1);
+        self.epochs.push_back((self.current, 0));
+        if self.epochs.len() > MAX_EPOCHS || self.age(self.oldest) >= MAX_SPAN {
             self.forget_oldest();
         }
     }
 
+    fn add(&mut self, chunks: u64) {
+        self.begin();
+        self.total_chunks = self.total_chunks.saturating_add(chunks);
+        if let Some((_, newest)) = self.epochs.back_mut() {
+            *newest = newest.saturating_add(chunks);
+        }
+    }
+
+    /// Forgets the oldest epoch of which anything is left.
     fn forget_oldest(&mut self) {
-        let oldest = self.epochs.pop_front().unwrap_or_default();
-        self.total_chunks = self.total_chunks.saturating_sub(oldest);
+        let (_, count) = self.epochs.pop_front().unwrap_or_default();
+        self.total_chunks = self.total_chunks.saturating_sub(count);
+        self.follow_oldest();
+    }
+
+    fn follow_oldest(&mut self) {
+        let oldest = self.epochs.front().map(|(epoch, _)| *epoch);
+        self.oldest = oldest.unwrap_or(self.current);
     }
 
     fn trim(&mut self) {

@@ -52,9 +52,9 @@ impl Replica {
         self.index.grow(bytes);
     }
 
-    /// See [`Index::take_census`].
-    pub fn take_census(&mut self) -> u64 {
-        self.index.take_census()
+    /// See [`Index::census`].
+    pub fn census(&self) -> u64 {
+        self.index.census()
     }
 
     /// See [`Index::take_evicted`].
@@ -148,8 +148,10 @@ impl Replica {
         }
     }
 
-    /// Writes a part of the snapshot, if this worker has the lowest column.
+    /// Sweeps a part of the index, and writes a part of the snapshot, if this worker has the lowest
+    /// column.
     pub fn tick<S: Store>(&mut self, store: &S, column: Option<Column>) {
+        self.index.sweep();
         let lowest = |column: &Column| {
             self.readers
                 .iter()

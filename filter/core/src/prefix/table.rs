@@ -289,6 +289,25 @@ impl Table {
         None
     }
 
+    /// Removes holders that are no longer live from a range of sets. Returns how many are left there.
+    pub(super) fn sweep(
+        &mut self,
+        first_set: usize,
+        sets: usize,
+        live: impl Fn(u16, u16) -> bool,
+    ) -> u64 {
+        let mut left = 0;
+        let slots = self.slots.iter_mut().skip(first_set).take(sets).flatten();
+        let holders = slots.flat_map(|slot| &mut slot.holders);
+        for holder in holders.filter(|holder| holder.engine != NOBODY) {
+            match live(holder.engine, holder.epoch) {
+                true => left += 1,
+                false => *holder = FREE,
+            }
+        }
+        left
+    }
+
     /// Removes `engine` from a link's holders. Returns epoch and chunks of its entry.
     pub(super) fn drop_holder(&mut self, link: u64, engine: u16) -> Option<(u16, u16)> {
         let set = self.set_of(link);

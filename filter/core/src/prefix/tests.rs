@@ -77,6 +77,39 @@ fn a_small_engine_is_believed_to_hold_no_more_than_it_can() {
 }
 
 #[test]
+fn what_has_room_outlives_what_is_used_again_and_again() {
+    let mut index = index(1000);
+    let (idle, shared) = (marks(1, 50), marks(2, 500));
+    index.apply(&event(Kind::Hold, idle.clone()));
+    // Fifty capacities of one prompt.
+    for _ in 0..100 {
+        index.apply(&event(Kind::Pin, shared.clone()));
+        index.apply(&event(Kind::Hold, shared.clone()));
+    }
+    assert_eq!(index.known(&idle, ENGINE), 50);
+    assert_eq!(index.known(&shared, ENGINE), 500);
+    // It is still the first to go when room is needed.
+    index.apply(&event(Kind::Hold, marks(3, 500)));
+    assert!(index.known(&idle, ENGINE) < 50);
+    assert_eq!(index.known(&shared, ENGINE), 500);
+}
+
+#[test]
+fn epochs_that_come_round_bring_nothing_back() {
+    let mut index = index(1000);
+    let (idle, shared) = (marks(1, 8), marks(2, 900));
+    index.apply(&event(Kind::Hold, idle.clone()));
+    // Epochs are of 7 chunks; they come round after 2^16, 510 uses of the shared prompt.
+    for use_of_it in 0..600 {
+        index.apply(&event(Kind::Hold, shared.clone()));
+        (0..4).for_each(|_| index.sweep());
+        let forgotten = index.known(&idle, ENGINE) == 0;
+        assert!(forgotten || use_of_it < 70, "after {use_of_it}");
+        assert!(!forgotten || use_of_it > 50, "after {use_of_it}");
+    }
+}
+
+#[test]
 fn what_running_requests_keep_is_no_room_for_others() {
     let mut index = index(1000);
     let old = marks(1, 500);

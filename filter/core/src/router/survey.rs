@@ -140,9 +140,9 @@ impl<S: Store> Router<S> {
     }
 
     /// Bytes, room and live entries of this worker's prefix table, if it has one in use.
-    pub fn table_size(&mut self) -> Option<(u64, u64, u64)> {
-        let replica = self.replica.as_mut().filter(|_| self.joined)?;
-        let entries = replica.take_census();
+    pub fn table_size(&self) -> Option<(u64, u64, u64)> {
+        let replica = self.replica.as_ref().filter(|_| self.joined)?;
+        let entries = replica.census();
         let table = replica.index().table();
         Some((table.bytes() as u64, table.capacity() as u64, entries))
     }
