@@ -153,14 +153,11 @@ impl Clocks {
 
     /// An entry was used: from its epoch `before`, if it had one, to the current one.
     pub(super) fn moved(&mut self, engine: u16, before: Option<(u16, u16)>, chunks: u16) {
-        let chunks = match before {
-            Some((epoch, chunks)) => {
-                self.removed(engine, epoch, chunks);
-                chunks
-            }
-            None => chunks,
-        };
-        self.grew(engine, u32::from(chunks));
+        if let Some((epoch, chunks)) = before {
+            self.removed(engine, epoch, chunks);
+        }
+        let before = before.map_or(0, |(_, chunks)| chunks);
+        self.grew(engine, u32::from(chunks.max(before)));
     }
 
     pub(super) fn removed(&mut self, engine: u16, epoch: u16, chunks: u16) {

@@ -253,6 +253,8 @@ impl Table {
                 if holder.engine == engine {
                     let live = age(engine, holder.epoch).map(|_| (holder.epoch, slot.chunks));
                     *holder = fresh;
+                    // A longer chain stores fewer links in the middle, and each stands for more.
+                    slot.chunks = slot.chunks.max(mark.chunks);
                     return live;
                 }
                 if room.is_none()

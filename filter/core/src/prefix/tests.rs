@@ -95,6 +95,29 @@ fn what_has_room_outlives_what_is_used_again_and_again() {
 }
 
 #[test]
+fn a_link_counts_for_what_the_longest_chain_makes_it_stand_for() {
+    let mut index = index(2000);
+    let link = |at: usize| Link {
+        hash: crate::hash::mix(9, at as u64),
+        end: at,
+    };
+    let chain: Vec<Link> = (1..=1000).map(link).collect();
+    // A conversation that grows chunk by chunk, until all but 1000 chunks of the room are its own.
+    for length in 1..=chain.len() {
+        let marks = super::marks(&chain[..length]);
+        index.apply(&event(Kind::Hold, marks));
+    }
+    let last = super::marks(&chain);
+    assert_eq!(index.known(&last, ENGINE), last.len());
+    // What else fits beside it is no more than the rest.
+    let other = marks(2, 1200);
+    index.apply(&event(Kind::Hold, other.clone()));
+    index.apply(&event(Kind::Hold, last));
+    let held = index.known(&other, ENGINE);
+    assert!((900..=1050).contains(&held), "{held} of 1200");
+}
+
+#[test]
 fn epochs_that_come_round_bring_nothing_back() {
     let mut index = index(1000);
     let (idle, shared) = (marks(1, 8), marks(2, 900));
