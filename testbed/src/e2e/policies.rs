@@ -37,11 +37,13 @@ fn session(number: usize) -> anyhow::Result<Call> {
     chat().header("x-session-id", format!("session-{number}"))
 }
 
-/// Two engines in `qwen`, so that workers can be introduced to each other.
+/// Two engines in `qwen`, so that workers can be introduced to each other. Nobody is scraped: a request of
+/// ours that an engine counts and that is over when it tells so is taken for somebody else's.
 fn spec(policy: Value) -> StackSpec {
     StackSpec::shipped()
         .engines("qwen", 2)
         .policy("llama", policy)
+        .option("scrape", json!("off"))
 }
 
 /// `count` requests without a session, each over a connection of its own.
