@@ -13,13 +13,11 @@ use wasmparser::{Parser, Payload};
 const HOST: &str = "env";
 
 /// Parts of paths of those who build, by which Rust's `panic!` would name a file.
-const FOREIGN_PATHS: [&str; 7] = [
+const FOREIGN_PATHS: [&str; 5] = [
     "/.cargo/",
     "/.rustup/",
     "/registry/src/",
     "/home/",
-    "/root/",
-    "/tmp/",
     "/Users/",
 ];
 
@@ -53,18 +51,29 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if !foreign.is_empty() {
         bail!("imports from outside `{HOST}`, which an Envoy may not offer: {foreign:?}");
     }
-    let workspace = std::env::current_dir()?;
-    let paths = foreign_paths(&bytes, workspace.to_str());
+    let folders = own_folders()?;
+    let paths = foreign_paths(&bytes, &folders);
     if !paths.is_empty() {
         bail!("holds paths of this machine, see `make module`: {paths:?}");
     }
     Ok(())
 }
 
-/// What of the forbidden parts of paths, `workspace` among them, stands anywhere in the module.
-fn foreign_paths<'a>(wasm: &[u8], workspace: Option<&'a str>) -> Vec<&'a str> {
-    let mut parts: Vec<_> = FOREIGN_PATHS.into_iter().chain(workspace).collect();
-    // A workspace at the root of a file system would be found everywhere.
+/// The folders from which a build on this machine may take a path: workspace, home, temporary files.
+fn own_folders() -> anyhow::Result<Vec<String>> {
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let folders = [std::env::current_dir()?, std::env::temp_dir()];
+    let folders = folders.into_iter().chain(home);
+    Ok(folders
+        .map(|folder| format!("{}/", folder.display().to_string().trim_end_matches('/')))
+        .collect())
+}
+
+/// What of the forbidden parts of paths, these folders among them, stands anywhere in the module.
+fn foreign_paths<'a>(wasm: &[u8], folders: &'a [String]) -> Vec<&'a str> {
+    let folders = folders.iter().map(String::as_str);
+    let mut parts: Vec<_> = FOREIGN_PATHS.into_iter().chain(folders).collect();
+    // A folder at the root of a file system would be found everywhere.
     parts.retain(|part| part.len() > 1 && holds(wasm, part.as_bytes()));
     parts
 }
@@ -137,10 +146,11 @@ mod tests {
         };
         run_on(&with("/rustc/0/library/core/src/fmt.rs")).unwrap();
         run_on(&with("/crates/log-1.0.0/src/lib.rs")).unwrap();
-        let refused = run_on(&with("/root/.cargo/registry/src/a/b.rs")).unwrap_err();
+        let refused = run_on(&with("/anywhere/.cargo/registry/src/a/b.rs")).unwrap_err();
         assert!(refused.to_string().contains(".cargo"), "{refused}");
-        let folder = std::env::current_dir().unwrap();
-        assert!(run_on(&with(folder.to_str().unwrap())).is_err());
+        for folder in own_folders().unwrap() {
+            assert!(run_on(&with(&format!("{folder}a.rs"))).is_err(), "{folder}");
+        }
     }
 
     #[test]

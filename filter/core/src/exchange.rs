@@ -382,7 +382,7 @@ impl Exchange {
                 let rewrite = self.rewrite(target);
                 let options = router.config().feedback;
                 self.feedback
-                    .expect(options, self.api, self.scan.as_deref());
+                    .prepare(options, self.api, self.scan.as_deref());
                 // Nothing more is read; a long stream need not keep what was.
                 self.scan = None;
                 Step::Route(completed(decision, rewrite, fallback))

@@ -137,7 +137,7 @@ impl Feedback {
     }
 
     /// Fixes what to expect of the answer, by what was scanned of the request.
-    pub(crate) fn expect(
+    pub(crate) fn prepare(
         &mut self,
         options: FeedbackOptions,
         api: Option<Api>,
@@ -233,7 +233,7 @@ mod tests {
         let of = |options, request: &[(String, Vec<u8>)], api| {
             let mut feedback = Feedback::default();
             feedback.on_request(request);
-            feedback.expect(options, Some(api), None);
+            feedback.prepare(options, Some(api), None);
             let asked = feedback.asks_load();
             let report = feedback.on_headers(200, &told);
             assert!(!report.is_ours || asked);
