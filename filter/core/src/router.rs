@@ -106,6 +106,8 @@ pub struct Router<S> {
     drains: Drains,
     owner: u64,
     column: Option<Column>,
+    /// Whether this worker does what one does for all.
+    leads: bool,
     joined: bool,
     joined_us: u64,
     published_us: u64,
@@ -203,6 +205,7 @@ impl<S: Store> Router<S> {
             chain_seed: chain_seed.unwrap_or_default(),
             owner,
             column: None,
+            leads: false,
             joined: false,
             joined_us: 0,
             published_us: 0,

@@ -18,6 +18,8 @@ const ROW: usize = 16;
 pub const MAX_WORKERS: usize = 1024;
 /// A slot that was given back is not used again for so long, if there is another: some beats.
 const REUSE_MS: u64 = 2000;
+/// Who has not beaten for so long speaks for nobody, though what it has in flight still counts.
+const LEAD_MS: u64 = 2000;
 
 /// A column that belongs to one living worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,9 @@ pub struct Roll {
     pub own: Option<Column>,
     /// The columns of the other living workers.
     pub peers: Vec<Column>,
+    /// Whether no worker in a lower slot has beaten of late, so that we do what one does for all. Two
+    /// may believe it for some beats.
+    pub leads: bool,
 }
 
 fn decode(bytes: &[u8]) -> Vec<(u64, u64)> {
@@ -96,12 +101,15 @@ pub fn beat<S: Store>(
             .filter(|(_, row)| row.0 != 0 && row.0 != owner && alive(row.1))
             .filter_map(|(slot, row)| column(slot, row.0))
             .collect();
+        let beats = |row: &&(u64, u64)| row.0 != 0 && now_ms.saturating_sub(row.1) < LEAD_MS;
+        let first = rows.iter().find(beats).map(|row| row.0);
         encode(&rows, bytes);
         (
             slot.is_some(),
             Roll {
                 own: slot.and_then(|slot| column(slot, owner)),
                 peers,
+                leads: first == Some(owner),
             },
         )
     })
@@ -212,6 +220,18 @@ mod tests {
         assert_eq!(kept.own, column(3, 4), "it is alive");
         beat(&store, 50, 2, 1000, 1500).unwrap();
         assert_eq!(store.value_bytes(), 1 + 2 * ROW, "the dead beyond it go");
+    }
+
+    #[test]
+    fn the_next_leads_long_before_the_first_expires() {
+        let store = MemoryStore::new();
+        assert!(beat(&store, 11, 8, 9000, 0).unwrap().leads);
+        assert!(!beat(&store, 22, 8, 9000, 0).unwrap().leads);
+        let later = beat(&store, 22, 8, 9000, LEAD_MS).unwrap();
+        assert!(later.leads, "the first is silent");
+        assert_eq!(later.peers.len(), 1, "and still counted");
+        assert!(beat(&store, 11, 8, 9000, LEAD_MS + 1).unwrap().leads);
+        assert!(!beat(&store, 22, 8, 9000, LEAD_MS + 2).unwrap().leads);
     }
 
     #[test]

@@ -233,6 +233,31 @@ fn a_worker_that_leaves_is_heard_to_the_end() {
     assert_eq!(found, (home, Reason::LongestPrefix));
 }
 
+/// The slot of a worker that crashed counts until it expires; the snapshot must not wait for that, or
+/// what leaves the logs meanwhile is unknown to every worker that starts.
+#[test]
+fn the_snapshot_goes_on_while_a_crashed_worker_still_counts() {
+    let store = MemoryStore::new();
+    let make = || Router::new(config(8, 12_800_000, ""), &store, 1_000_000);
+    let (mut crashed, mut staying) = (make(), make());
+    serve(&mut crashed, prompt(0, 0, 1, 20), 2_000_000);
+    serve(&mut staying, prompt(0, 0, 2, 20), 2_010_000);
+    crashed.tick(2_020_000);
+    staying.tick(2_030_000);
+    let (home, _) = serve(&mut staying, prompt(0, 0, 5, 40), 2_040_000);
+    let mut now_us = 2_050_000;
+    for n in 0..400 {
+        serve(&mut staying, prompt(0, 0, 100 + n, 450), now_us);
+        now_us += 12_500;
+        if n % 10 == 0 {
+            staying.tick(now_us);
+        }
+    }
+    let mut fresh = make();
+    let found = serve(&mut fresh, prompt(0, 0, 5, 45), now_us);
+    assert_eq!(found, (home, Reason::LongestPrefix));
+}
+
 /// A worker that was not run for longer than the expiry finds its slot taken.
 #[test]
 fn a_worker_is_followed_into_another_slot() {

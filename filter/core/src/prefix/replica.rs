@@ -148,16 +148,10 @@ impl Replica {
         }
     }
 
-    /// Sweeps a part of the index, and writes a part of the snapshot, if this worker has the lowest
-    /// column.
-    pub fn tick<S: Store>(&mut self, store: &S, column: Option<Column>) {
+    /// Sweeps a part of the index, and writes a part of the snapshot, if this worker `leads`.
+    pub fn tick<S: Store>(&mut self, store: &S, leads: bool) {
         self.index.sweep();
-        let lowest = |column: &Column| {
-            self.readers
-                .iter()
-                .all(|reader| reader.column().slot > column.slot)
-        };
-        if column.as_ref().is_some_and(lowest) {
+        if leads {
             self.cursor.write(&mut self.index, store);
         }
     }

@@ -1,8 +1,8 @@
 //! How a newborn worker starts warm: one worker writes its replica out, piece by piece.
 //!
-//! The table is cut into pieces of [`PIECE_SETS`] sets, each a shared value of its own. The living
-//! worker with the lowest column writes a few pieces with each tick, in turn, and only those that
-//! changed. Whoever starts reads them all, then follows the logs.
+//! The table is cut into pieces of [`PIECE_SETS`] sets, each a shared value of its own. The worker
+//! with the lowest column, of those that beat, writes a few pieces with each tick, in turn, and only
+//! those that changed. Whoever starts reads them all, then follows the logs.
 //!
 //! Every piece stands for itself: an entry names its engine by its shared id and carries its age in
 //! epochs at the time of writing, so it needs no clock to be understood, and a mix of old and new

@@ -35,7 +35,7 @@ impl<S: Store> Router<S> {
         self.watch_tick(now_us);
         self.publish_recent();
         if let Some(replica) = self.replica.as_mut() {
-            replica.tick(&self.store, self.column);
+            replica.tick(&self.store, self.leads);
         }
         let now_ms = now_us / 1000;
         if now_ms.saturating_sub(self.touched_ms) >= ids::TOUCH_MS {
@@ -182,6 +182,7 @@ impl<S: Store> Router<S> {
             workers::leave(&self.store, self.owner);
             self.joined = false;
             self.column = None;
+            self.leads = false;
         }
     }
 
@@ -219,6 +220,7 @@ impl<S: Store> Router<S> {
             self.peers_busy.fill(0);
         }
         self.column = roll.own;
+        self.leads = roll.leads;
         self.publish_now(now_us);
     }
 

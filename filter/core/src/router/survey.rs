@@ -42,13 +42,12 @@ pub struct Told<'a> {
 
 impl<S: Store> Router<S> {
     /// Whether this VM is the one that speaks for all: the holder of the lease, or, if there is
-    /// nothing to hold it for, the living worker with the lowest column.
+    /// nothing to hold it for, the worker with the lowest column that beats.
     pub fn speaks_for_all(&self) -> bool {
         if self.config.discovery.is_some() || self.config.scrape.is_some() {
             return self.scout.holds_lease();
         }
-        let lowest = |slot: u16| self.loads.peers().all(|column| column.slot > slot);
-        self.column.is_some_and(|column| lowest(column.slot))
+        self.leads
     }
 
     /// Workers that are alive and have had a request.
