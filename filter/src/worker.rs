@@ -6,6 +6,7 @@ use crate::rewrite::rewrite_model;
 use log::{Level, debug, info, log_enabled, warn};
 use proxy_wasm::types::Action;
 use std::collections::HashMap;
+use warmpath_core::address::RANK_HEADER;
 use warmpath_core::feedback::Finding;
 use warmpath_core::fleet::Engine;
 use warmpath_core::router::{Outcome, Response};
@@ -119,7 +120,7 @@ impl Worker {
         let now_us = host::now_us();
         let headers = host::request_headers();
         let names = &self.router.config().headers;
-        for name in [&names.destination, &names.cluster] {
+        for name in [names.destination.as_str(), &names.cluster, RANK_HEADER] {
             // Whatever a client sends here must never steer anything.
             if headers.iter().any(|(key, _)| key == name) {
                 host::set_request_header(name, None);
@@ -251,7 +252,10 @@ impl Worker {
                 }
             }
             if request.explained.is_some() {
-                host::set_response_header("x-warmpath-endpoint", Some(&address));
+                let charge = request.exchange.charge().map(|it| it.position());
+                let served = charge.filter(|it| router.address(*it).as_bytes() == address);
+                let name = served.map_or(address.as_slice(), |it| router.name(it).as_bytes());
+                host::set_response_header("x-warmpath-endpoint", Some(name));
             }
         }
         if let Some(explained) = &request.explained {
@@ -279,7 +283,7 @@ impl Worker {
                 && let Some(charge) = request.exchange.charge()
             {
                 let now_us = host::now_us();
-                let address = self.router.address(charge.position());
+                let address = self.router.name(charge.position());
                 if let Some(span) = &mut request.span {
                     self.metrics.first_token(span, address, now_us);
                 }
@@ -318,7 +322,7 @@ impl Worker {
             let now_us = host::now_us();
             if let (Some(span), Some(charge)) = (&request.span, request.exchange.charge()) {
                 let (address, served) = (
-                    self.router.address(charge.position()),
+                    self.router.name(charge.position()),
                     outcome != Outcome::Failed,
                 );
                 let pool = span.pool();
@@ -455,23 +459,26 @@ impl Worker {
     }
 
     fn call_ended(&mut self, call: &Call, reply: Reply, took_us: u64) {
-        let learned = self.router.call_ended(call, reply, host::now_us());
+        let now_us = host::now_us();
+        let learned = self.router.call_ended(call, reply, now_us);
         match call {
             Call::Metrics(socket) => {
-                let Some(row) = self.router.engine(socket) else {
-                    return;
-                };
-                let at = Endpoint {
-                    pool: row.pool,
-                    address: row.address,
-                };
-                match row.engine.filter(|_| learned) {
-                    Some(engine) => self.metrics.scraped(at, &scrape(engine), took_us),
-                    None => self.metrics.scrape_failed(at),
+                for (number, row) in self.router.engine(socket).enumerate() {
+                    let at = Endpoint {
+                        pool: row.pool,
+                        address: row.address,
+                    };
+                    match row.engine.filter(|_| learned) {
+                        Some(engine) => self.metrics.scraped(at, &scrape(engine, now_us)),
+                        None => self.metrics.scrape_failed(at),
+                    }
+                    if learned && number == 0 {
+                        self.metrics.scrape_took(row.pool, took_us);
+                    }
                 }
             }
-            Call::Endpoints if !learned => self.metrics.discovery_failed(),
-            Call::Endpoints | Call::Models(_) => {}
+            Call::Endpoints | Call::Metadata if !learned => self.metrics.discovery_failed(),
+            Call::Endpoints | Call::Metadata | Call::Models(_) => {}
         }
         if matches!(reply, Reply::NoCluster) && !self.warned_of_cluster {
             self.warned_of_cluster = true;
@@ -599,6 +606,10 @@ impl Worker {
         let destination = self.router.destination(decision);
         let config = self.router.config();
         host::set_request_header(&config.headers.destination, Some(destination.as_bytes()));
+        let first = decision.ranked.first();
+        if let Some(rank) = first.and_then(|first| self.router.rank(*first)) {
+            host::set_request_header(RANK_HEADER, Some(rank.to_string().as_bytes()));
+        }
         self.set_cluster(Some(decision.pool));
         if request.exchange.feedback().asks_load() {
             host::set_request_header(orca::REQUEST_HEADER, Some(b"TEXT"));
@@ -610,7 +621,7 @@ impl Worker {
             self.metrics.fell_back(fallback);
         }
         if let (Some(charge), Some(first)) = (request.exchange.charge(), decision.ranked.first()) {
-            let address = self.router.address(*first);
+            let address = self.router.name(*first);
             let span = self
                 .metrics
                 .routed(decision, charge, address, request.held_us);
@@ -645,7 +656,7 @@ impl Worker {
 }
 
 /// An engine's figures as they are shown.
-fn scrape(engine: &Engine) -> Scrape {
+fn scrape(engine: &Engine, now_us: u64) -> Scrape {
     let hits = engine.queried_tokens.zip(engine.hit_tokens);
     Scrape {
         running: engine.running.map(u64::from),
@@ -656,6 +667,8 @@ fn scrape(engine: &Engine) -> Scrape {
         prefix_hits: hits
             .filter(|(queried, _)| *queried > 0)
             .map(|(queried, hit)| hit as f64 / queried as f64),
-        uptime_s: None,
+        uptime_s: engine
+            .started_s
+            .map(|started_s| (now_us / 1_000_000).saturating_sub(started_s)),
     }
 }

@@ -5,13 +5,15 @@
 //! for users in docs/configuration.md, which a test holds against this module.
 
 mod admission;
+mod endpoints;
 mod fleet;
 mod pool;
 mod reader;
 mod status;
 
+pub use endpoints::EndpointConfig;
 pub use fleet::{Polling, ScrapeOptions};
-pub use pool::{EndpointConfig, PolicyConfig, PoolConfig};
+pub use pool::{PolicyConfig, PoolConfig};
 pub use reader::ConfigError;
 pub use status::StatusOptions;
 
@@ -31,6 +33,10 @@ pub const MAX_POOLS: usize = 64;
 pub const MAX_ENDPOINTS: usize = 1024;
 /// Most model names and aliases of one pool.
 pub const MAX_MODELS: usize = 1024;
+/// Most labels of one endpoint.
+pub const MAX_LABELS: usize = 16;
+/// Most bytes of a label's value, and of a role.
+pub const MAX_LABEL_BYTES: usize = 256;
 
 /// Half of Envoy's default buffer limit of 1 MiB: body callbacks have been seen to grow by more
 /// than 0.5 MiB at a time, and what is held beyond the limit is answered 413 by Envoy.
@@ -137,7 +143,7 @@ impl Config {
     pub fn prefix_table_bytes(&self) -> usize {
         let tokens = self.pools.iter().filter_map(|pool| {
             let kv_tokens = pool.policy.kv_tokens()?;
-            Some(kv_tokens.saturating_mul(pool.endpoints.len() as u64))
+            Some(kv_tokens.saturating_mul(pool.listed_ranks() as u64))
         });
         let tokens = tokens.reduce(u64::saturating_add);
         tokens.map_or(0, |tokens| self.table_bytes_for(tokens))
@@ -229,7 +235,8 @@ fn check_pools(reader: &mut Reader, pools: &[PoolConfig]) {
     for (index, pool) in pools.iter().enumerate() {
         let path = format!("config.pools[{index}]");
         let earlier = || pools.iter().take(index);
-        endpoints += pool.endpoints.len();
+        endpoints += pool.listed_ranks();
+        check_ranks(reader, &path, pool, earlier());
         if earlier().any(|other| other.name == pool.name) {
             reader.error(
                 &format!("{path}.name"),
@@ -252,8 +259,30 @@ fn check_pools(reader: &mut Reader, pools: &[PoolConfig]) {
         }
     }
     if endpoints > MAX_ENDPOINTS {
-        let want = format!("at most {MAX_ENDPOINTS} endpoints in all");
+        let want = format!("at most {MAX_ENDPOINTS} endpoints in all, each rank counted");
         reader.error("config.pools", &endpoints.into(), &want);
+    }
+}
+
+/// An engine has as many ranks in each pool that lists it.
+fn check_ranks<'a>(
+    reader: &mut Reader,
+    path: &str,
+    pool: &PoolConfig,
+    earlier: impl Iterator<Item = &'a PoolConfig> + Clone,
+) {
+    for (index, one) in pool.endpoints.iter().enumerate() {
+        let mut others = earlier.clone().flat_map(|other| {
+            let same = other.endpoints.iter();
+            let same = same.filter(|it| it.address == one.address);
+            same.map(|it| other.ranks_of(it))
+        });
+        let ranks = pool.ranks_of(one);
+        if others.any(|other| other != ranks) {
+            let path = format!("{path}.endpoints.static[{index}].data_parallel_size");
+            let want = "the same as in the other pool that lists this address";
+            reader.error(&path, &ranks.map_or(Value::Null, Into::into), want);
+        }
     }
 }
 

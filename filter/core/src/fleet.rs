@@ -6,14 +6,23 @@
 //! so it outlives workers, configs and the lease itself: a new holder goes on from what it finds.
 //!
 //! Layout (little-endian): version byte; then the hosts of each cluster: count of clusters (u16), and
-//! for each its name, when Envoy told it in ms (u64), count of hosts (u16), hosts of 25 bytes; then
-//! model names: count (u16), texts; then engines: count (u16), rows of 99 bytes with their LoRA
-//! adapters (9 bytes each) and the numbers of their models (2 bytes each). Texts are a length (u16)
-//! and UTF-8. Bounds: [`MAX_CLUSTERS`], [`MAX_ENDPOINTS`] hosts and engines, [`MAX_NAMES`] names,
-//! [`MAX_LORAS`] adapters and [`MAX_MODELS`] models an engine. What does not read is an empty fleet.
+//! for each its name, the name by which discovery knows it or an empty text, when Envoy told it in ms
+//! (u64), count of hosts (u16), hosts of 25 bytes, count of those with metadata (u16) and for each its
+//! address (18) and that: role (a text, empty: none), weight (f32, NaN: none), labels and models, each
+//! a count (u16) and texts; then model names: count (u16), texts; then engines: count (u16), rows of
+//! 107 bytes with their LoRA adapters (9 bytes each) and the numbers of their models (2 bytes each);
+//! then ranks: count (u16), and for each its number (u16) and a row as of an engine. Texts are a length
+//! (u16) and UTF-8. Bounds: [`MAX_CLUSTERS`], [`MAX_ENDPOINTS`] hosts, engines and ranks,
+//! [`MAX_NAMES`] names, [`MAX_LORAS`] adapters and [`MAX_MODELS`] models an engine. What does not read
+//! is an empty fleet.
 
 mod layout;
+mod metadata;
+mod ranks;
 
+pub use metadata::Metadata;
+
+use crate::address::EngineAddress;
 use crate::config::MAX_ENDPOINTS;
 use crate::store::Store;
 use std::collections::BTreeMap;
@@ -33,10 +42,14 @@ const KEY: &str = "warmpath/fleet";
 /// The endpoints of one of Envoy's clusters.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cluster {
+    /// The name by which discovery lists its endpoints, where that is another one.
+    pub service: Option<String>,
     /// When Envoy last told them, in milliseconds of the Unix clock.
     pub told_ms: u64,
     /// By address.
     pub hosts: BTreeMap<SocketAddr, Host>,
+    /// What the configuration of the cluster says of them, where it was asked for.
+    pub metadata: BTreeMap<SocketAddr, Metadata>,
 }
 
 /// What Envoy says of an endpoint.
@@ -97,6 +110,8 @@ pub struct Engine {
     pub finished: Option<u64>,
     /// Output tokens generated since it started.
     pub generated_tokens: Option<u64>,
+    /// When it started, in seconds of the Unix clock.
+    pub started_s: Option<u64>,
     /// When these were last seen to have grown, or, where it does not tell them, the finished
     /// requests, in milliseconds of the Unix clock; 0: never.
     pub moved_ms: u64,
@@ -115,8 +130,10 @@ pub struct Engine {
 pub struct Fleet {
     /// By name.
     pub clusters: BTreeMap<String, Cluster>,
-    /// By address.
+    /// By address; of one with several data-parallel ranks all of them together.
     pub engines: BTreeMap<SocketAddr, Engine>,
+    /// What is known of single ranks, by address and number; from 0 on without a gap.
+    pub ranks: BTreeMap<(SocketAddr, u16), Engine>,
     /// Model names that were ever seen, oldest first.
     pub seen_models: Vec<String>,
 }
@@ -146,6 +163,14 @@ impl Fleet {
     /// Writes it for all. Only the holder of the lease may.
     pub fn save<S: Store>(&self, store: &S) {
         store.set(KEY, &layout::encode(self));
+    }
+
+    /// What an endpoint said of itself.
+    pub fn engine(&self, at: &EngineAddress) -> Option<&Engine> {
+        match at.rank {
+            Some(rank) => self.ranks.get(&(at.socket, rank)),
+            None => self.engines.get(&at.socket),
+        }
     }
 
     /// Takes over what Envoy told of a cluster; whether endpoints came or went.
@@ -181,6 +206,7 @@ impl Fleet {
             cluster.hosts.insert(address, host);
         }
         cluster.told_ms = now_ms;
+        cluster.forget_metadata();
         !before.keys().eq(cluster.hosts.keys())
     }
 
@@ -191,6 +217,9 @@ impl Fleet {
             let engine = before.remove(&address).unwrap_or_default();
             self.engines.insert(address, engine);
         }
+        let engines = &self.engines;
+        self.ranks
+            .retain(|(address, _), _| engines.contains_key(address));
     }
 
     /// Remembers names of models, the newest [`MAX_NAMES`] of them.

@@ -8,6 +8,7 @@
 //! There is no clock, no randomness, no global state and no host call in here: time and seeds are
 //! arguments, so the same input gives the same answer natively, in Node and inside Envoy.
 
+pub mod address;
 pub mod admission;
 pub mod answer;
 pub mod board;

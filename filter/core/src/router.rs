@@ -2,7 +2,8 @@
 //!
 //! `decide` ranks the endpoints for a request and counts it ([`decide`]), `account` moves and gives
 //! back what was counted, `admit` refuses what is too much, `share` keeps up with the other workers,
-//! `watch` finds engines that have stalled, `survey` speaks for all of them,
+//! `watch` finds engines that have stalled, `ranks` tells what there is behind one address,
+//! `survey` speaks for all of them,
 //! `explain` tells what `decide` would do, and `recall` what was decided lately.
 
 mod account;
@@ -11,6 +12,7 @@ mod decide;
 mod explain;
 mod judge;
 mod layout;
+mod ranks;
 mod recall;
 mod share;
 mod survey;
@@ -24,6 +26,7 @@ pub use explain::{Candidate, Explained};
 pub use judge::{Response, State};
 pub use survey::{Surveyed, Told};
 
+use crate::address::EngineAddress;
 use crate::answer::Answer;
 use crate::board::Board;
 use crate::config::{Config, PolicyConfig};
@@ -45,7 +48,6 @@ use crate::workers::Column;
 use account::Drains;
 use ahash::{AHashMap, RandomState};
 use judge::Members;
-use std::net::SocketAddr;
 use watch::Watch;
 use words::Words;
 
@@ -73,7 +75,7 @@ pub struct Router<S> {
     /// What the links of prompts begin with.
     chain_seed: u64,
     positions: AHashMap<EndpointId, usize>,
-    by_socket: AHashMap<SocketAddr, usize>,
+    by_address: AHashMap<EngineAddress, usize>,
     /// Endpoints that left, for the metrics; at most as many as there are endpoints.
     departed: Vec<(usize, String)>,
     changed_pools: Vec<usize>,
@@ -83,7 +85,7 @@ pub struct Router<S> {
     table_bytes: usize,
     scout: Scout,
     /// When engines last said how many prompt tokens they had looked up, in ms, and how many.
-    queried: AHashMap<SocketAddr, (u64, u64)>,
+    queried: AHashMap<EngineAddress, (u64, u64)>,
     /// Of the fleet that the layout was made of.
     shape: u64,
     fitness: Board<Fitness>,
@@ -123,11 +125,16 @@ pub struct Router<S> {
 
 #[derive(Debug)]
 struct Endpoint {
+    /// `ip:port`, as Envoy has it.
     address: String,
-    socket: SocketAddr,
+    /// The same with its rank, if it has one.
+    name: String,
+    at: EngineAddress,
     id: Option<EndpointId>,
     /// Whether no pool has it any more.
     retired: bool,
+    role: Option<String>,
+    labels: Vec<(String, String)>,
 }
 
 #[derive(Debug)]
@@ -136,6 +143,8 @@ struct Pool {
     groups: Vec<Members>,
     /// Weights that the config gives, by position of the endpoint; 0 or left out: none.
     weights: Vec<u16>,
+    /// Data-parallel ranks of the engine that has most of them.
+    most_ranks: u16,
 }
 
 /// Where a model leads.
@@ -176,7 +185,7 @@ impl<S: Store> Router<S> {
             plan,
             pools: Vec::new(),
             positions: AHashMap::new(),
-            by_socket: AHashMap::new(),
+            by_address: AHashMap::new(),
             departed: Vec::new(),
             changed_pools: Vec::new(),
             capacities: Vec::new(),
@@ -231,13 +240,6 @@ impl<S: Store> Router<S> {
     /// What to look for in bodies.
     pub fn plan(&self) -> &ScanPlan {
         &self.plan
-    }
-
-    /// The `ip:port` of an endpoint.
-    pub fn address(&self, position: usize) -> &str {
-        self.endpoints
-            .get(position)
-            .map_or("", |endpoint| endpoint.address.as_str())
     }
 
     /// Addresses of a decision, best first, joined as `override_host` reads them.

@@ -6,19 +6,19 @@
 //! known stays as it was and grows old.
 
 mod heard;
+mod told;
 
-use crate::config::Config;
-use crate::fleet::{Engine, Fleet, HostHealth};
+use crate::address::EngineAddress;
+use crate::config::{Config, PoolConfig};
+use crate::fleet::{Fleet, HostHealth};
 use crate::hash;
 use crate::lease::{self, Candidate};
 use crate::scrape::{Call, Timetable};
-use crate::stats::{EngineStats, Figures, Names};
 use crate::store::Store;
-use crate::wire::clusters::{self, EdsHealth};
-use crate::wire::models;
+use crate::wire::{clusters, endpoint_metadata};
 use ahash::AHashMap;
 use heard::Heard;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 /// Figures older than this many intervals are not believed.
@@ -86,6 +86,8 @@ pub struct Scout {
     version: u32,
     timetable: Timetable,
     paths: AHashMap<SocketAddr, (String, usize)>,
+    /// Data-parallel ranks of the engines, where the configuration gives them.
+    ranks: BTreeMap<SocketAddr, u16>,
     tally: Tally,
     /// What answers told since the engine was scraped; for engines of the fleet only.
     heard: AHashMap<SocketAddr, Heard>,
@@ -108,6 +110,7 @@ impl Scout {
             version,
             timetable: Timetable::default(),
             paths: AHashMap::new(),
+            ranks: BTreeMap::new(),
             tally: Tally::default(),
             heard: AHashMap::new(),
             dirty: false,
@@ -120,22 +123,29 @@ impl Scout {
         &self.fleet
     }
 
-    /// A hash of which endpoints there are and what models they serve.
+    /// A hash of which endpoints there are, what is written about them and what models they serve.
     pub fn shape(&self) -> u64 {
         let mut shape = 0;
+        let mut note = |text: &str| shape = hash::mix(shape, hash::hash(text.as_bytes()));
         for (name, cluster) in &self.fleet.clusters {
-            shape = hash::mix(shape, hash::hash(name.as_bytes()));
+            note(name);
             for address in cluster.hosts.keys() {
-                shape = hash::mix(shape, hash::hash(address.to_string().as_bytes()));
+                note(&address.to_string());
+                if let Some(metadata) = cluster.metadata.get(address) {
+                    metadata.texts().for_each(&mut note);
+                }
             }
         }
         for (address, engine) in &self.fleet.engines {
             if let Some(models) = &engine.models {
-                shape = hash::mix(shape, hash::hash(address.to_string().as_bytes()));
-                for model in models {
-                    shape = hash::mix(shape, hash::hash(model.as_bytes()));
-                }
+                note(&address.to_string());
+                models.iter().for_each(|model| note(model));
             }
+        }
+        for (socket, rank) in self.fleet.ranks.keys() {
+            let rank = Some(*rank);
+            let socket = *socket;
+            note(&EngineAddress { socket, rank }.to_string());
         }
         shape
     }
@@ -232,6 +242,13 @@ impl Scout {
             {
                 calls.push(Call::Endpoints);
             }
+            // By the names that discovery has for them, which come with their endpoints.
+            let mut readers = config.pools.iter().filter(|pool| pool.reads_metadata);
+            if readers.any(|pool| self.fleet.clusters.contains_key(&pool.cluster))
+                && self.timetable.metadata_due(interval_ms, timeout_ms, now_ms)
+            {
+                calls.push(Call::Metadata);
+            }
         }
         if let Some(scrape) = &config.scrape {
             let (interval_ms, timeout_ms) = (scrape.polling.interval_ms, scrape.polling.timeout_ms);
@@ -259,23 +276,29 @@ impl Scout {
                 max_bytes: scrape.polling.max_bytes,
             })
         };
+        let admin = |path: String| {
+            let polling = config.discovery.as_ref()?;
+            Some(HttpCall {
+                cluster: polling.cluster.clone(),
+                path,
+                authority: polling.cluster.clone(),
+                header: None,
+                timeout_ms: polling.timeout_ms,
+                max_bytes: polling.max_bytes,
+            })
+        };
         match call {
             Call::Endpoints => {
-                let polling = config.discovery.as_ref()?;
-                let names: BTreeSet<&str> = config
-                    .pools
-                    .iter()
-                    .map(|pool| pool.cluster.as_str())
-                    .collect();
+                let pools = config.pools.iter();
+                let names: BTreeSet<&str> = pools.map(|pool| pool.cluster.as_str()).collect();
                 let names: Vec<&str> = names.into_iter().collect();
-                Some(HttpCall {
-                    cluster: polling.cluster.clone(),
-                    path: clusters::path(&names),
-                    authority: polling.cluster.clone(),
-                    header: None,
-                    timeout_ms: polling.timeout_ms,
-                    max_bytes: polling.max_bytes,
-                })
+                admin(clusters::path(&names))
+            }
+            Call::Metadata => {
+                let pools = config.pools.iter().filter(|pool| pool.reads_metadata);
+                let names: BTreeSet<&str> = pools.map(|pool| self.service(pool)).collect();
+                let names: Vec<&str> = names.into_iter().collect();
+                admin(endpoint_metadata::path(&names))
             }
             Call::Metrics(address) => {
                 let path = self.paths.get(address).map(|(path, _)| path.clone());
@@ -285,14 +308,14 @@ impl Scout {
         }
     }
 
-    /// Takes over what a call answered; `in_flight` is what this process has at the engine. Whether
-    /// anything was learned.
+    /// Takes over what a call answered; `in_flight` is what this process has at an engine, or at one of
+    /// its ranks. Whether anything was learned.
     pub fn ended(
         &mut self,
         config: &Config,
         call: &Call,
         reply: Reply,
-        in_flight: u32,
+        in_flight: impl Fn(Option<u16>) -> u32,
         now_ms: u64,
     ) -> bool {
         self.timetable.ended(call);
@@ -320,7 +343,8 @@ impl Scout {
             }
         };
         let learned = match (call, body) {
-            (Call::Endpoints, Some(body)) => self.learn_endpoints(body, now_ms),
+            (Call::Endpoints, Some(body)) => self.learn_endpoints(config, body, now_ms),
+            (Call::Metadata, Some(body)) => self.learn_metadata(body),
             (Call::Metrics(address), Some(body)) => {
                 let pool = self.paths.get(address).map(|(_, pool)| *pool);
                 let names = pool.and_then(|pool| config.pools.get(pool));
@@ -329,12 +353,10 @@ impl Scout {
             }
             (Call::Models(address), Some(body)) => self.learn_models(address, body),
             (Call::Metrics(address), None) => {
-                if let Some(engine) = self.fleet.engines.get_mut(address) {
-                    engine.failures = engine.failures.saturating_add(1);
-                }
+                self.missed(address);
                 return false;
             }
-            (Call::Endpoints | Call::Models(_), None) => return false,
+            (Call::Endpoints | Call::Metadata | Call::Models(_), None) => return false,
         };
         self.dirty |= learned;
         self.unsaved |= learned;
@@ -347,6 +369,13 @@ impl Scout {
             lease::release(store, self.candidate);
             self.holds = false;
         }
+    }
+
+    /// The name by which discovery knows a pool's cluster.
+    fn service<'a>(&'a self, pool: &'a PoolConfig) -> &'a str {
+        let cluster = self.fleet.clusters.get(&pool.cluster);
+        let service = cluster.and_then(|cluster| cluster.service.as_deref());
+        service.unwrap_or(&pool.cluster)
     }
 
     fn wants_models(&self, config: &Config, address: &SocketAddr) -> bool {
@@ -385,117 +414,10 @@ impl Scout {
             self.dirty = true;
             self.unsaved = true;
         }
+        self.ranks = self.fleet.configured_ranks(config);
         let interval_ms = scrape.polling.interval_ms;
         self.timetable
             .set_engines(self.fleet.engines.keys().copied(), interval_ms);
-    }
-
-    fn learn_endpoints(&mut self, body: &[u8], now_ms: u64) -> bool {
-        let Ok(clusters) = clusters::parse(body) else {
-            self.tally.refused = self.tally.refused.saturating_add(1);
-            return false;
-        };
-        for cluster in &clusters {
-            let hosts = cluster.hosts.iter().map(|host| {
-                (
-                    host.address,
-                    verdict(&host.health),
-                    host.weight.min(u32::from(u16::MAX)) as u16,
-                )
-            });
-            self.fleet.tell_cluster(&cluster.name, hosts, now_ms);
-        }
-        true
-    }
-
-    fn learn_metrics(
-        &mut self,
-        address: &SocketAddr,
-        page: &[u8],
-        names: Option<&Names>,
-        in_flight: u32,
-        now_ms: u64,
-    ) -> bool {
-        let Some(engine) = self.fleet.engines.get_mut(address) else {
-            return false;
-        };
-        let stats = EngineStats::read(page, names.unwrap_or(&Names::default()));
-        let total = stats.total;
-        if total == Figures::default() && stats.adapters.is_empty() {
-            // Not the page of an engine. What it said before grows old, as if it had said nothing.
-            self.tally.refused = self.tally.refused.saturating_add(1);
-            engine.failures = engine.failures.saturating_add(1);
-            return false;
-        }
-        let at_engine = total
-            .running
-            .unwrap_or_default()
-            .saturating_add(total.waiting.unwrap_or_default());
-        let moved = match (total.generated_tokens, engine.generated_tokens) {
-            (Some(now), before) => before.is_some_and(|before| now != before),
-            (None, _) => total.finished.is_some() && total.finished != engine.finished,
-        };
-        *engine = Engine {
-            told_ms: now_ms,
-            failures: 0,
-            running: total.running,
-            waiting: total.waiting,
-            foreign: at_engine.saturating_sub(in_flight),
-            kv_usage: total.kv_usage,
-            // It does not change while the engine runs, but a page may come without it.
-            kv_capacity_tokens: total
-                .kv_capacity_tokens
-                .filter(|tokens| *tokens > 0)
-                .or(engine.kv_capacity_tokens),
-            queried_tokens: total.prefix_queries_tokens,
-            hit_tokens: total.prefix_hits_tokens,
-            finished: total.finished,
-            generated_tokens: total.generated_tokens,
-            moved_ms: if moved { now_ms } else { engine.moved_ms },
-            sleeping: total.is_sleeping.unwrap_or_default(),
-            max_loras: stats
-                .max_adapters
-                .map(|most| u16::try_from(most).unwrap_or(u16::MAX - 1)),
-            loras: stats
-                .adapters
-                .iter()
-                .map(|adapter| (hash::hash(adapter.name.as_bytes()), adapter.is_running))
-                .collect(),
-            models: engine.models.take(),
-        };
-        true
-    }
-
-    fn learn_models(&mut self, address: &SocketAddr, body: &[u8]) -> bool {
-        let Ok(models) = models::parse(body) else {
-            self.tally.refused = self.tally.refused.saturating_add(1);
-            return false;
-        };
-        let names: Vec<String> = models.into_iter().map(|model| model.id).collect();
-        let Some(engine) = self.fleet.engines.get_mut(address) else {
-            return false;
-        };
-        if engine.models.as_ref() != Some(&names) {
-            engine.models = Some(names.clone());
-            self.fleet.remember_models(&names);
-        }
-        true
-    }
-}
-
-fn verdict(health: &clusters::HostHealth) -> HostHealth {
-    match health.eds {
-        _ if health.pending_dynamic_removal => HostHealth::Draining,
-        EdsHealth::Draining => HostHealth::Draining,
-        EdsHealth::Unhealthy | EdsHealth::Timeout => HostHealth::Unhealthy,
-        _ if health.failed_active_health_check
-            || health.active_hc_timeout
-            || health.excluded_via_immediate_hc_fail =>
-        {
-            HostHealth::Unhealthy
-        }
-        _ if health.failed_outlier_check => HostHealth::Ejected,
-        _ => HostHealth::Healthy,
     }
 }
 

@@ -10,6 +10,8 @@ use std::net::SocketAddr;
 
 /// Models change rarely; they are asked for with every so many scrapes.
 const MODELS_EVERY: u64 = 10;
+/// So does what is written about endpoints; it is asked for with every so many lists of them.
+const METADATA_EVERY: u64 = 10;
 /// A call of which nothing is heard for this many times its timeout is lost.
 const LOST_AFTER: u64 = 3;
 
@@ -18,6 +20,8 @@ const LOST_AFTER: u64 = 3;
 pub enum Call {
     /// Envoy's list of endpoints.
     Endpoints,
+    /// What is written about them in the configuration of their clusters.
+    Metadata,
     /// An engine's metrics page.
     Metrics(SocketAddr),
     /// The models an engine serves.
@@ -65,6 +69,9 @@ impl Turns {
 #[derive(Debug, Default)]
 pub struct Timetable {
     endpoints: Turns,
+    metadata: Turns,
+    /// Whether the metadata is asked for without waiting for its turn.
+    wants_metadata: bool,
     engines: BTreeMap<SocketAddr, (Turns, bool)>,
 }
 
@@ -84,6 +91,22 @@ impl Timetable {
     /// Whether Envoy is to be asked now.
     pub fn endpoints_due(&mut self, interval_ms: u64, timeout_ms: u64, now_ms: u64) -> bool {
         let turn = self.endpoints.take(interval_ms, timeout_ms, now_ms);
+        turn.is_some()
+    }
+
+    /// Endpoints came of which nothing is known: their metadata is due now.
+    pub fn want_metadata(&mut self) {
+        self.wants_metadata = true;
+    }
+
+    /// Whether the metadata of the endpoints is to be asked for now; the interval is that of their list.
+    pub fn metadata_due(&mut self, interval_ms: u64, timeout_ms: u64, now_ms: u64) -> bool {
+        if std::mem::take(&mut self.wants_metadata) {
+            // As if no turn had been taken: 0 is past.
+            self.metadata.last = 0;
+        }
+        let interval_ms = interval_ms.saturating_mul(METADATA_EVERY);
+        let turn = self.metadata.take(interval_ms, timeout_ms, now_ms);
         turn.is_some()
     }
 
@@ -109,6 +132,7 @@ impl Timetable {
     pub fn ended(&mut self, call: &Call) {
         match call {
             Call::Endpoints => self.endpoints.since_ms = None,
+            Call::Metadata => self.metadata.since_ms = None,
             Call::Metrics(address) => {
                 if let Some((turns, _)) = self.engines.get_mut(address) {
                     turns.since_ms = None;
@@ -121,6 +145,7 @@ impl Timetable {
     /// Forgets the calls under way: this VM has lost the lease.
     pub fn abandon(&mut self) {
         self.endpoints.since_ms = None;
+        self.metadata.since_ms = None;
         self.engines
             .values_mut()
             .for_each(|(turns, _)| turns.since_ms = None);
@@ -184,6 +209,26 @@ mod tests {
             }
         }
         assert!((5..=6).contains(&asked), "{asked}");
+    }
+
+    #[test]
+    fn metadata_is_asked_for_at_first_rarely_and_when_it_is_wanted() {
+        let mut table = Timetable::default();
+        let mut asked = Vec::new();
+        for second in 1000..1040 {
+            if second == 1013 {
+                table.want_metadata();
+            }
+            if table.metadata_due(1000, 500, second * 1000) {
+                asked.push(second);
+                table.ended(&Call::Metadata);
+            }
+        }
+        assert_eq!(asked, [1000, 1010, 1013, 1020, 1030]);
+        assert!(table.metadata_due(1000, 500, 1_040_000));
+        table.want_metadata();
+        let again = table.metadata_due(1000, 500, 1_041_000);
+        assert!(!again, "one is under way");
     }
 
     #[test]

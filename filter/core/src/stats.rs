@@ -36,10 +36,11 @@ pub use adapters::{Adapter, MAX_ADAPTER_NAME_BYTES, MAX_ADAPTERS};
 pub use names::Names;
 pub use tally::MAX_RANKS;
 
+use crate::address;
 use adapters::NewestAdapters;
 use names::{Figure, Lookup, Meaning};
 use newline::newline;
-use series::{LabelText, Series};
+use series::{LabelText, MAX_COUNT, Series};
 use tally::Tallies;
 
 /// What one page says. A figure that the page does not have, or not in a form that can be believed,
@@ -56,6 +57,9 @@ pub struct EngineStats {
     pub adapters: Vec<Adapter>,
     /// How many LoRA adapters may be in use at once.
     pub max_adapters: Option<u32>,
+    /// When the engine started, in seconds of the Unix clock. No sign of an engine by itself: pages of
+    /// other programs have it, too.
+    pub started_s: Option<u64>,
     /// Whether the page ends in the middle of a line. That line was not read, and sums may be too
     /// small by what did not arrive.
     pub is_cut: bool,
@@ -98,12 +102,23 @@ pub struct Rank {
 }
 
 impl EngineStats {
+    /// How many data-parallel ranks the page tells of: two or more, numbered from 0 without a gap.
+    /// `None` for anything else: those of an engine of several hosts are not all behind one address.
+    #[must_use]
+    pub fn rank_count(&self) -> Option<u16> {
+        let count = u16::try_from(self.ranks.len()).ok();
+        let count = count.filter(|count| (2..=address::MAX_RANKS).contains(count))?;
+        let numbers = self.ranks.iter().map(|rank| rank.number);
+        numbers.eq(0..u32::from(count)).then_some(count)
+    }
+
     /// Reads a page. `names` come before the names that are known. O(bytes).
     #[must_use]
     pub fn read(page: &[u8], names: &Names) -> Self {
         let lookup = Lookup::new(names);
         let mut tallies = Tallies::default();
         let mut newest = NewestAdapters::default();
+        let mut started_s = None;
         let mut rest = page;
         while let Some((line, tail)) = newline(rest).and_then(|at| rest.split_at_checked(at)) {
             rest = tail.get(1..).unwrap_or_default();
@@ -112,6 +127,10 @@ impl EngineStats {
             {
                 match meaning {
                     Meaning::Adapters => newest.offer(&series),
+                    Meaning::Started => {
+                        let seconds = Some(series.value as u64);
+                        started_s = seconds.filter(|it| *it <= MAX_COUNT).max(started_s);
+                    }
                     meaning => count(&mut tallies, meaning, &series),
                 }
             }
@@ -123,6 +142,7 @@ impl EngineStats {
             ranks,
             adapters,
             max_adapters,
+            started_s,
             is_cut: !rest.is_empty(),
         }
     }
@@ -159,6 +179,6 @@ fn count(tallies: &mut Tallies, meaning: Meaning, series: &Series<'_>) {
             }
         }
         Meaning::Sleep => tallies.sleep(series),
-        Meaning::Adapters => {}
+        Meaning::Adapters | Meaning::Started => {}
     }
 }

@@ -117,10 +117,12 @@ impl Row<'_> {
         let since_s = since_us.map(|since_us| now_us.saturating_sub(since_us) / 1_000_000);
         let told = engine.filter(|engine| engine.told_ms > 0);
         let told = told.map(|engine| engine_json(engine, config, now_us));
-        let models = engine.and_then(|engine| engine.models.as_deref());
+        let models = self.endpoint.models;
         let models = models.map(|models| texts(models.iter().map(AsRef::as_ref)));
         object(&[
             ("address", self.endpoint.address.into()),
+            ("rank", self.endpoint.rank.into()),
+            ("role", self.endpoint.role.into()),
             ("state", self.endpoint.state.name().into()),
             ("state_since_s", since_s.into()),
             ("weight", self.endpoint.weight.into()),
@@ -215,7 +217,7 @@ fn engine_json(engine: &Engine, config: &Config, now_us: u64) -> String {
 
 /// What [`Router::explain`] found, as a JSON document.
 pub fn explanation<S: Store>(router: &Router<S>, explained: &Explained) -> String {
-    let address = |position: &usize| router.address(*position);
+    let address = |position: &usize| router.name(*position);
     let ranked = texts(explained.ranked.iter().map(address));
     let candidates = explained.candidates.iter();
     let candidates: Vec<_> = candidates.map(|one| candidate(router, one)).collect();
@@ -245,7 +247,7 @@ fn candidate<S: Store>(router: &Router<S>, candidate: &Candidate) -> String {
         .map(|(name, value)| (*name, Field::Decimal(*value)))
         .collect();
     object(&[
-        ("address", router.address(candidate.position).into()),
+        ("address", router.name(candidate.position).into()),
         ("usable", candidate.state.is_usable().into()),
         ("state", candidate.state.name().into()),
         ("held_tokens", candidate.held_tokens.into()),

@@ -129,7 +129,7 @@ impl Unit {
 pub enum Label {
     /// Name of a pool.
     Pool,
-    /// `ip:port` of an engine, or [`OTHER`].
+    /// `ip:port` of an engine, `ip:port@rank` of one of its ranks, or [`OTHER`].
     Endpoint,
     /// Name of a policy.
     Policy,

@@ -27,6 +27,8 @@ struct World<'a> {
     pages: BTreeMap<String, String>,
     models: BTreeMap<String, Vec<&'static str>>,
     calls: BTreeMap<String, u32>,
+    /// Envoy's answer about what is written about endpoints.
+    metadata: Option<String>,
     admin_works: bool,
     now_us: u64,
 }
@@ -44,6 +46,7 @@ impl<'a> World<'a> {
             pages: BTreeMap::new(),
             models: BTreeMap::new(),
             calls: BTreeMap::new(),
+            metadata: None,
             admin_works: true,
             now_us,
         }
@@ -91,6 +94,7 @@ impl<'a> World<'a> {
             let answer = match &call {
                 Call::Endpoints if self.admin_works => Some(self.clusters()),
                 Call::Endpoints => None,
+                Call::Metadata => self.metadata.clone(),
                 Call::Metrics(address) => self.pages.get(&address.to_string()).cloned(),
                 Call::Models(address) => self.models.get(&address.to_string()).map(|names| {
                     let data: Vec<Value> = names.iter().map(|name| json!({"id": name})).collect();
@@ -525,7 +529,10 @@ fn an_older_word_of_an_engine_is_no_restart() {
     world.pages.insert(address(1), counted(6000));
     let socket = address(1).parse().expect("an address");
     let learned = |world: &World| {
-        let told = world.workers[holder].engine(&socket).expect("in the pool");
+        let told = world.workers[holder]
+            .engine(&socket)
+            .next()
+            .expect("in the pool");
         told.engine.and_then(|it| it.queried_tokens) == Some(6000)
     };
     while !learned(&world) {
@@ -665,7 +672,10 @@ fn a_page_that_says_nothing_is_none() {
     world.run(2.0);
     let socket = address(1).parse().expect("an address");
     let told = |world: &World| {
-        let engine = world.workers[1].engine(&socket).expect("in the pool");
+        let engine = world.workers[1]
+            .engine(&socket)
+            .next()
+            .expect("in the pool");
         let engine = engine.engine.expect("in the fleet");
         (engine.kv_capacity_tokens, engine.waiting, engine.told_ms)
     };
@@ -765,7 +775,10 @@ fn load_told_with_an_answer_counts_until_the_next_scrape() {
     };
     let socket = address(1).parse().expect("an address");
     let seen = |world: &World, at: usize| {
-        let told = world.workers[at].engine(&socket).expect("in the pool");
+        let told = world.workers[at]
+            .engine(&socket)
+            .next()
+            .expect("in the pool");
         let engine = told.engine.expect("in the fleet");
         let figures = (engine.running, engine.waiting, engine.foreign);
         (figures, engine.kv_usage, engine.told_ms)
@@ -777,7 +790,10 @@ fn load_told_with_an_answer_counts_until_the_next_scrape() {
         world.workers[at].end(charge, Outcome::Served { output_tokens: 1 }, now_us);
     };
     tell(&mut world, 0, &waiting);
-    let told = world.workers[0].engine(&socket).expect("in the pool");
+    let told = world.workers[0]
+        .engine(&socket)
+        .next()
+        .expect("in the pool");
     assert!(told.engine.is_none(), "never scraped");
     world.pages.insert(address(1), page(4, 1));
     world.run(1.25);

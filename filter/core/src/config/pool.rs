@@ -1,8 +1,9 @@
 //! One pool of the configuration: an upstream cluster, what it serves, and who decides within it.
 
+use super::MAX_MODELS;
 use super::admission::admission;
+use super::endpoints::{EndpointConfig, Listed, endpoints, ranks};
 use super::reader::{Fields, Reader, list, text};
-use super::{MAX_ENDPOINTS, MAX_MODELS};
 use crate::admission::AdmissionOptions;
 use crate::policy::cache_aware::CacheAwareOptions;
 use crate::policy::prefix::PrefixOptions;
@@ -10,7 +11,6 @@ use crate::rate::BUCKETS;
 use crate::stats::Names;
 use serde_json::Value;
 use std::collections::HashSet;
-use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
 /// Enough for two retries, the number of retries of the shipped route.
@@ -48,6 +48,12 @@ pub struct PoolConfig {
     pub endpoints: Vec<EndpointConfig>,
     /// Whether Envoy's cluster tells the endpoints instead.
     pub discovered: bool,
+    /// Of the cluster's endpoints only those with this role in their metadata.
+    pub role: Option<String>,
+    /// Whether the metadata of the cluster's endpoints is read.
+    pub reads_metadata: bool,
+    /// Data-parallel ranks of endpoints that do not say their own; `None`: what their metrics tell.
+    pub data_parallel_size: Option<u16>,
     /// Whether the engines tell which models they serve.
     pub discover_models: bool,
     /// Where its engines show their metrics.
@@ -60,17 +66,6 @@ pub struct PoolConfig {
     pub candidates: usize,
     /// When requests are refused, if they ever are.
     pub admission: Option<AdmissionOptions>,
-}
-
-/// One endpoint of a static list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointConfig {
-    /// Where Envoy's cluster knows it.
-    pub address: SocketAddr,
-    /// Models it serves; empty: all of its pool.
-    pub models: Vec<String>,
-    /// Its speed, relative to the others'; `None`: as Envoy's cluster has it.
-    pub weight: Option<u16>,
 }
 
 /// Where vLLM and SGLang show their metrics.
@@ -154,6 +149,17 @@ impl PolicyConfig {
 }
 
 impl PoolConfig {
+    /// Data-parallel ranks of an endpoint of its list; `None` if the engine is to tell.
+    pub fn ranks_of(&self, endpoint: &EndpointConfig) -> Option<u16> {
+        endpoint.data_parallel_size.or(self.data_parallel_size)
+    }
+
+    /// How many endpoints its list makes, each rank being one.
+    pub fn listed_ranks(&self) -> usize {
+        let ranks = self.endpoints.iter().map(|one| self.ranks_of(one));
+        ranks.map(|ranks| usize::from(ranks.unwrap_or(1))).sum()
+    }
+
     /// Every model name and alias in the config that selects this pool, each once.
     pub fn served_names(&self) -> Vec<&str> {
         let models = self.models.iter().map(String::as_str);
@@ -192,16 +198,20 @@ pub(super) fn pool(reader: &mut Reader, path: &str, value: &Value) -> Option<Poo
     let admission = fields.optional(reader, "admission", |reader, path, value| {
         admission(reader, path, value, policy.kv_tokens().is_some())
     });
+    let data_parallel_size = ranks(reader, &mut fields);
     let (aliases_path, models_path) = (fields.path("aliases"), fields.path("models"));
     fields.finish(reader);
     let listed = endpoints?;
-    let discovered = listed.is_none();
-    let endpoints = listed.unwrap_or_default();
+    let discovered = matches!(listed, Listed::Cluster { .. });
+    let (endpoints, role, reads_metadata) = match listed {
+        Listed::Here(endpoints) => (endpoints, None, false),
+        Listed::Cluster { role, metadata } => (Vec::new(), role, metadata),
+    };
     for (alias, model) in &aliases {
         let listed =
             models.contains(model) || endpoints.iter().any(|one| one.models.contains(model));
-        // What engines will tell cannot be checked here.
-        if !listed && !discover_models {
+        // What engines and metadata will tell cannot be checked here.
+        if !listed && !discover_models && !reads_metadata {
             let want = "the name of a model that the pool serves";
             reader.error(
                 &format!("{aliases_path}.{alias}"),
@@ -232,6 +242,9 @@ pub(super) fn pool(reader: &mut Reader, path: &str, value: &Value) -> Option<Poo
         aliases,
         endpoints,
         discovered,
+        role,
+        reads_metadata,
+        data_parallel_size,
         discover_models,
         metrics_path,
         metric_names,
@@ -276,7 +289,7 @@ fn pool_name(reader: &mut Reader, path: &str, value: &Value) -> Option<String> {
     None
 }
 
-fn models(reader: &mut Reader, path: &str, value: &Value) -> Option<Vec<String>> {
+pub(super) fn models(reader: &mut Reader, path: &str, value: &Value) -> Option<Vec<String>> {
     let mut names: Vec<String> = list(reader, path, value, 0..=MAX_MODELS, text)?;
     let length = names.len();
     names.sort_unstable();
@@ -297,62 +310,6 @@ fn aliases(reader: &mut Reader, path: &str, value: &Value) -> Option<Vec<(String
         Some((alias.clone(), model))
     });
     Some(pairs.collect())
-}
-
-/// The static list, or `None` when Envoy's cluster tells.
-fn endpoints(
-    reader: &mut Reader,
-    path: &str,
-    value: &Value,
-) -> Option<Option<Vec<EndpointConfig>>> {
-    let (kind, value) = reader.tagged(path, value, &["static", "envoy"])?;
-    let path = format!("{path}.{kind}");
-    if kind == "envoy" {
-        if !value.is_null() {
-            reader.object(&path, value)?.finish(reader);
-        }
-        return Some(None);
-    }
-    let found = list(reader, &path, value, 0..=MAX_ENDPOINTS, endpoint)?;
-    for (index, endpoint) in found.iter().enumerate() {
-        if found
-            .iter()
-            .take(index)
-            .any(|other| other.address == endpoint.address)
-        {
-            let got = endpoint.address.to_string().into();
-            reader.error(
-                &format!("{path}[{index}].address"),
-                &got,
-                "each address once in a pool",
-            );
-        }
-    }
-    Some(Some(found))
-}
-
-fn endpoint(reader: &mut Reader, path: &str, value: &Value) -> Option<EndpointConfig> {
-    let mut fields = reader.object(path, value)?;
-    let address = fields.required(reader, "address", address);
-    let models = fields
-        .optional(reader, "models", models)
-        .unwrap_or_default();
-    let weight = fields.optional_count(reader, "weight", 1..=1000, "what Envoy's cluster says");
-    fields.finish(reader);
-    Some(EndpointConfig {
-        address: address?,
-        models,
-        weight: weight.map(|weight| weight as u16),
-    })
-}
-
-fn address(reader: &mut Reader, path: &str, value: &Value) -> Option<SocketAddr> {
-    let parsed = value.as_str().and_then(|text| text.parse().ok());
-    if parsed.is_none() {
-        // override_host compares with the addresses that Envoy resolved, so a name never matches.
-        reader.error(path, value, "`ip:port` or `[ipv6]:port`");
-    }
-    parsed
 }
 
 const KINDS: [&str; 9] = [

@@ -2,13 +2,14 @@
 
 use super::{
     Cluster, Engine, Fleet, Host, HostHealth, MAX_CLUSTERS, MAX_LORAS, MAX_MODELS, MAX_NAMES,
+    Metadata,
 };
 use crate::codec::{Bytes, put_address, put_text};
-use crate::config::MAX_ENDPOINTS;
+use crate::config::{MAX_ENDPOINTS, MAX_LABELS};
 use ahash::AHashMap;
 use std::collections::BTreeMap;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// Stands for "not told" where every number is legal.
 const NOTHING_U16: u16 = u16::MAX;
 const NOTHING_U32: u32 = u32::MAX;
@@ -19,6 +20,7 @@ pub(super) fn encode(fleet: &Fleet) -> Vec<u8> {
     put_count(&mut out, fleet.clusters.len(), MAX_CLUSTERS);
     for (name, cluster) in fleet.clusters.iter().take(MAX_CLUSTERS) {
         put_text(&mut out, name);
+        put_text(&mut out, cluster.service.as_deref().unwrap_or_default());
         out.extend_from_slice(&cluster.told_ms.to_le_bytes());
         put_count(&mut out, cluster.hosts.len(), MAX_ENDPOINTS);
         for (address, host) in cluster.hosts.iter().take(MAX_ENDPOINTS) {
@@ -26,6 +28,11 @@ pub(super) fn encode(fleet: &Fleet) -> Vec<u8> {
             out.push(host.health as u8);
             out.extend_from_slice(&host.weight.to_le_bytes());
             out.extend_from_slice(&host.since_s.to_le_bytes());
+        }
+        put_count(&mut out, cluster.metadata.len(), MAX_ENDPOINTS);
+        for (address, metadata) in cluster.metadata.iter().take(MAX_ENDPOINTS) {
+            put_address(&mut out, address);
+            put_metadata(&mut out, metadata);
         }
     }
     put_count(&mut out, fleet.seen_models.len(), MAX_NAMES);
@@ -39,7 +46,28 @@ pub(super) fn encode(fleet: &Fleet) -> Vec<u8> {
         put_address(&mut out, address);
         put_engine(&mut out, engine, &numbers);
     }
+    put_count(&mut out, fleet.ranks.len(), MAX_ENDPOINTS);
+    for ((address, rank), engine) in fleet.ranks.iter().take(MAX_ENDPOINTS) {
+        out.extend_from_slice(&rank.to_le_bytes());
+        put_address(&mut out, address);
+        put_engine(&mut out, engine, &numbers);
+    }
     out
+}
+
+fn put_metadata(out: &mut Vec<u8>, metadata: &Metadata) {
+    put_text(out, metadata.role.as_deref().unwrap_or_default());
+    let weight = metadata.weight.unwrap_or(f32::NAN);
+    out.extend_from_slice(&weight.to_bits().to_le_bytes());
+    put_count(out, metadata.labels.len(), MAX_LABELS);
+    for (name, value) in metadata.labels.iter().take(MAX_LABELS) {
+        put_text(out, name);
+        put_text(out, value);
+    }
+    put_count(out, metadata.models.len(), MAX_MODELS);
+    for model in metadata.models.iter().take(MAX_MODELS) {
+        put_text(out, model);
+    }
 }
 
 fn put_count(out: &mut Vec<u8>, count: usize, most: usize) {
@@ -61,6 +89,7 @@ fn put_engine(out: &mut Vec<u8>, engine: &Engine, numbers: &AHashMap<&str, u16>)
         engine.finished,
         engine.generated_tokens,
         Some(engine.moved_ms),
+        engine.started_s,
     ] {
         out.extend_from_slice(&figure.unwrap_or(NOTHING_U64).to_le_bytes());
     }
@@ -92,12 +121,23 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Fleet> {
     let mut clusters = BTreeMap::new();
     for _ in 0..count(&mut bytes, MAX_CLUSTERS)? {
         let name = bytes.text()?.to_owned();
+        let service = some_text(&mut bytes)?;
         let told_ms = bytes.u64()?;
         let mut hosts = BTreeMap::new();
         for _ in 0..count(&mut bytes, MAX_ENDPOINTS)? {
             hosts.insert(bytes.address()?, host(&mut bytes)?);
         }
-        clusters.insert(name, Cluster { told_ms, hosts });
+        let mut told = BTreeMap::new();
+        for _ in 0..count(&mut bytes, MAX_ENDPOINTS)? {
+            told.insert(bytes.address()?, metadata(&mut bytes)?);
+        }
+        let cluster = Cluster {
+            service,
+            told_ms,
+            hosts,
+            metadata: told,
+        };
+        clusters.insert(name, cluster);
     }
     let mut seen_models = Vec::new();
     for _ in 0..count(&mut bytes, MAX_NAMES)? {
@@ -107,15 +147,47 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Fleet> {
     for _ in 0..count(&mut bytes, MAX_ENDPOINTS)? {
         engines.insert(bytes.address()?, engine(&mut bytes, &seen_models)?);
     }
+    let mut ranks = BTreeMap::new();
+    for _ in 0..count(&mut bytes, MAX_ENDPOINTS)? {
+        let rank = bytes.u16()?;
+        let key = (bytes.address()?, rank);
+        ranks.insert(key, engine(&mut bytes, &seen_models)?);
+    }
     bytes.0.is_empty().then_some(Fleet {
         clusters,
         engines,
+        ranks,
         seen_models,
     })
 }
 
 fn count(bytes: &mut Bytes, most: usize) -> Option<usize> {
     Some(usize::from(bytes.u16()?)).filter(|count| *count <= most)
+}
+
+/// A text that stands for nothing if it is empty.
+fn some_text(bytes: &mut Bytes) -> Option<Option<String>> {
+    let text = bytes.text()?;
+    Some((!text.is_empty()).then(|| text.to_owned()))
+}
+
+fn metadata(bytes: &mut Bytes) -> Option<Metadata> {
+    let role = some_text(bytes)?;
+    let weight = f32::from_bits(bytes.u32()?);
+    let mut labels = Vec::new();
+    for _ in 0..count(bytes, MAX_LABELS)? {
+        labels.push((bytes.text()?.to_owned(), bytes.text()?.to_owned()));
+    }
+    let mut models = Vec::new();
+    for _ in 0..count(bytes, MAX_MODELS)? {
+        models.push(bytes.text()?.to_owned());
+    }
+    Some(Metadata {
+        role,
+        labels,
+        models,
+        weight: Some(weight).filter(|weight| weight.is_finite() && *weight > 0.0),
+    })
 }
 
 fn host(bytes: &mut Bytes) -> Option<Host> {
@@ -143,6 +215,7 @@ fn engine(bytes: &mut Bytes, names: &[String]) -> Option<Engine> {
     let (kv_capacity_tokens, queried_tokens) = (figure()?, figure()?);
     let (hit_tokens, finished) = (figure()?, figure()?);
     let (generated_tokens, moved_ms) = (figure()?, figure()?.unwrap_or_default());
+    let started_s = figure()?;
     let sleeping = bytes.u8()? != 0;
     let max_loras = Some(bytes.u16()?).filter(|most| *most != NOTHING_U16);
     let mut loras = Vec::new();
@@ -172,6 +245,7 @@ fn engine(bytes: &mut Bytes, names: &[String]) -> Option<Engine> {
         hit_tokens,
         finished,
         generated_tokens,
+        started_s,
         moved_ms,
         sleeping,
         max_loras,

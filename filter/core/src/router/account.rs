@@ -278,11 +278,10 @@ impl<S: Store> Router<S> {
         if self.address(charge.position).as_bytes() == address {
             return;
         }
-        let served = self
-            .endpoints
-            .iter()
-            .position(|endpoint| endpoint.address.as_bytes() == address);
-        let Some(served) = served else { return };
+        let sent = self.rank(charge.position);
+        let Some(served) = self.position_of(address, sent) else {
+            return;
+        };
         self.settle(charge);
         let watched_tokens = self.unwatch(charge);
         self.loads.change(charge.position, |load| {

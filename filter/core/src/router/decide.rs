@@ -167,7 +167,7 @@ impl<S: Store> Router<S> {
             priority: ask.priority,
         };
         let ranking = match self.members(target) {
-            Some(members) => self.rank(target, &members.group, members.care, &weighing, now_us),
+            Some(members) => self.ranking(target, &members.group, members.care, &weighing, now_us),
             None => return Err(Answer::no_endpoint("")),
         };
         let ranked = ranking.ranked;
@@ -223,7 +223,7 @@ impl<S: Store> Router<S> {
     }
 
     /// Ranks the members of a group that was caught up.
-    pub(super) fn rank(
+    pub(super) fn ranking(
         &self,
         target: &Target,
         group: &Group,
@@ -238,7 +238,7 @@ impl<S: Store> Router<S> {
                     group,
                     &self.loads,
                     (self.words.foreign(), self.adapter(target, group)),
-                    pool.candidates,
+                    self.wanted_candidates(target, pool.candidates),
                 ),
             ),
             None => Ranking {
@@ -257,6 +257,7 @@ impl<S: Store> Router<S> {
             ranked.insert(0, probe);
             ranking.reason = Reason::Probe;
         }
+        self.keep_one_rank(target, &mut ranking.ranked, group);
         ranking
     }
 

@@ -100,7 +100,7 @@ impl<S: Store> Router<S> {
             draw,
             priority: ask.priority,
         };
-        let ranking = self.rank(target, &group, fit.care, &weighing, now_us);
+        let ranking = self.ranking(target, &group, fit.care, &weighing, now_us);
         if ranking.ranked.is_empty() {
             return Err(self.refusal(target, now_us));
         }

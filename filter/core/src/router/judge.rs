@@ -10,7 +10,7 @@ use super::{Router, Target};
 use crate::answer::Answer;
 use crate::fitness::{Cause, Fitness};
 use crate::fleet::{Host, HostHealth};
-use crate::policy::{Group, Weights};
+use crate::policy::Group;
 use crate::store::Store;
 
 /// Pause after a busy answer that does not say how long.
@@ -168,14 +168,14 @@ impl<S: Store> Router<S> {
         let now_ms = now_us / 1000;
         match self
             .scout
-            .health(&self.config, cluster, &endpoint.socket, now_ms)
+            .health(&self.config, cluster, &endpoint.at.socket, now_ms)
         {
             HostHealth::Unhealthy => return State::Unhealthy,
             HostHealth::Ejected => return State::Ejected,
             HostHealth::Draining => return State::Draining,
             HostHealth::Healthy => {}
         }
-        let engine = self.scout.fleet().engines.get(&endpoint.socket);
+        let engine = self.scout.fleet().engine(&endpoint.at);
         let sleeping = engine.is_some_and(|engine| {
             engine.sleeping && engine.is_fresh(now_ms, crate::scout::Scout::stale_ms(&self.config))
         });
@@ -193,26 +193,7 @@ impl<S: Store> Router<S> {
         let endpoint = self.endpoints.get(position)?;
         let cluster = &self.config.pools.get(pool)?.cluster;
         let cluster = self.scout.fleet().clusters.get(cluster)?;
-        cluster.hosts.get(&endpoint.socket)
-    }
-
-    /// Weight of a pool's endpoint: as the config gives it, else as Envoy told it.
-    pub(super) fn weight(&self, pool: usize, position: usize) -> u16 {
-        let pool_state = self.pools.get(pool);
-        let given = pool_state.and_then(|pool| pool.weights.get(position).copied());
-        let told = || self.host(pool, position).map(|host| host.weight);
-        given
-            .filter(|weight| *weight > 0)
-            .or_else(told)
-            .unwrap_or(1)
-    }
-
-    /// The weights of a pool's endpoints, if they differ.
-    pub(super) fn weights(&self, pool: usize, positions: &[usize]) -> Option<Weights> {
-        let weights = positions
-            .iter()
-            .map(|position| self.weight(pool, *position));
-        Weights::new(weights.collect())
+        cluster.hosts.get(&endpoint.at.socket)
     }
 
     /// When an endpoint came into its state, as far as that is known.
@@ -399,7 +380,7 @@ impl<S: Store> Router<S> {
             .position(|position| self.address(*position).as_bytes() == response.address);
         // Envoy walks the list: those before the one that answered did not.
         for position in ranked.iter().take(at.unwrap_or_default()) {
-            self.failed(*position, now_us);
+            self.failed_engine(*position, now_us);
         }
         let Some(position) = at.and_then(|at| ranked.get(at)).copied() else {
             return;
@@ -413,6 +394,8 @@ impl<S: Store> Router<S> {
                     fitness.backpressure(length_us, now_us)
                 });
             }
+            // Of Envoy, for want of an answer.
+            500.. if !response.by_engine => self.failed_engine(position, now_us),
             500.. => self.failed(position, now_us),
             // What the client did wrong says nothing of the engine, but that it answers.
             400..=499 => {}
@@ -439,6 +422,19 @@ impl<S: Store> Router<S> {
         self.mark(position, now_us, |fitness, strikes| {
             fitness.failed(strikes, &options, now_us);
         });
+    }
+
+    /// An engine gave no answer: that says as much of each of its ranks. One that is fit all the same
+    /// shows it by its next success.
+    fn failed_engine(&mut self, position: usize, now_us: u64) {
+        let endpoint = self.endpoints.get(position);
+        let Some(socket) = endpoint.map(|it| it.at.socket) else {
+            return;
+        };
+        let ranks: Vec<usize> = self.positions_at(socket).collect();
+        for rank in ranks {
+            self.failed(rank, now_us);
+        }
     }
 
     fn succeeded(&mut self, position: usize, whole: bool, now_us: u64) {

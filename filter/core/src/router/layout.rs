@@ -8,44 +8,70 @@
 use super::judge::Members;
 use super::watch::Watch;
 use super::{Endpoint, Pool, Router, Target};
+use crate::address::EngineAddress;
 use crate::config::{MAX_ENDPOINTS, PoolConfig};
-use crate::fleet::Fleet;
+use crate::fleet::{Cluster, Fleet};
 use crate::hash;
 use crate::ids::{self, EndpointId};
 use crate::store::Store;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 
 /// An endpoint of a pool, and the models it serves; none named: all of its pool.
 struct Member {
-    socket: SocketAddr,
+    at: EngineAddress,
     models: Vec<String>,
 }
 
-/// The endpoints of a pool. One whose models are not known yet serves nothing that must be known.
-fn members(pool: &PoolConfig, fleet: &Fleet) -> Vec<Member> {
+/// The endpoints of a pool, each rank being one. One whose models are not known yet serves nothing that
+/// must be known; one whose role is not known has none.
+fn members(pool: &PoolConfig, fleet: &Fleet, ranks: &BTreeMap<SocketAddr, u16>) -> Vec<Member> {
     let told = |socket: &SocketAddr| {
         let engine = fleet.engines.get(socket);
         engine.and_then(|engine| engine.models.clone())
     };
-    let sockets: Vec<(SocketAddr, Vec<String>)> = if pool.discovered {
+    let engines: Vec<(SocketAddr, Vec<String>)> = if pool.discovered {
         let cluster = fleet.clusters.get(&pool.cluster);
-        let hosts = cluster.into_iter().flat_map(|cluster| cluster.hosts.keys());
-        hosts.map(|socket| (*socket, Vec::new())).collect()
+        let engines = cluster.into_iter().flat_map(|it| cluster_engines(pool, it));
+        engines.collect()
     } else {
         let listed = pool.endpoints.iter();
         listed
             .map(|one| (one.address, one.models.clone()))
             .collect()
     };
-    sockets
-        .into_iter()
-        .filter_map(|(socket, models)| match pool.discover_models {
-            true => told(&socket).map(|models| Member { socket, models }),
-            false => Some(Member { socket, models }),
-        })
-        .take(MAX_ENDPOINTS)
-        .collect()
+    let members = engines.into_iter().filter_map(|(socket, models)| {
+        let models = match pool.discover_models {
+            true => told(&socket)?,
+            false => models,
+        };
+        let given = ranks.get(&socket).copied();
+        let ranks = given.unwrap_or_else(|| fleet.told_ranks(socket));
+        let all = EngineAddress::all(socket, ranks);
+        Some(all.map(move |at| Member {
+            at,
+            models: models.clone(),
+        }))
+    });
+    members.flatten().take(MAX_ENDPOINTS).collect()
+}
+
+/// Those of a cluster's endpoints that are of a pool, and the models that their metadata names.
+fn cluster_engines(
+    pool: &PoolConfig,
+    cluster: &Cluster,
+) -> impl Iterator<Item = (SocketAddr, Vec<String>)> {
+    let hosts = cluster.hosts.keys();
+    hosts.filter_map(|socket| {
+        let metadata = cluster.metadata.get(socket);
+        let metadata = metadata.filter(|_| pool.reads_metadata);
+        let role = metadata.and_then(|metadata| metadata.role.as_ref());
+        if pool.role.is_some() && pool.role.as_ref() != role {
+            return None;
+        }
+        let models = metadata.map(|metadata| metadata.models.clone());
+        Some((*socket, models.unwrap_or_default()))
+    })
 }
 
 /// Every model name and alias that leads to a pool, each once.
@@ -63,17 +89,14 @@ impl<S: Store> Router<S> {
     /// Lays everything out anew; requests in flight keep their positions.
     pub(super) fn lay_out(&mut self, now_us: u64) {
         let fleet = self.scout.fleet();
-        let pools: Vec<Vec<Member>> = self
-            .config
-            .pools
-            .iter()
-            .map(|pool| members(pool, fleet))
-            .collect();
+        let ranks = fleet.configured_ranks(&self.config);
+        let pools = self.config.pools.iter();
+        let pools: Vec<Vec<Member>> = pools.map(|pool| members(pool, fleet, &ranks)).collect();
         let mut wanted = Vec::new();
         let mut seen = HashSet::new();
         for member in pools.iter().flatten() {
-            if wanted.len() < MAX_ENDPOINTS && seen.insert(member.socket) {
-                wanted.push(member.socket);
+            if wanted.len() < MAX_ENDPOINTS && seen.insert(member.at) {
+                wanted.push(member.at);
             }
         }
         self.note_changes(&pools);
@@ -85,6 +108,7 @@ impl<S: Store> Router<S> {
             self.lay_out_pool(index, members);
         }
         self.index_seen_models();
+        self.take_labels();
         self.set_capacities();
         self.judged = self.judged.wrapping_add(1);
         self.judge_again_us = 0;
@@ -94,14 +118,14 @@ impl<S: Store> Router<S> {
     /// Notes for the metrics who leaves, and which pools change.
     fn note_changes(&mut self, pools: &[Vec<Member>]) {
         for (index, (old, new)) in self.pools.iter().zip(pools).enumerate() {
-            let stays: HashSet<&SocketAddr> = new.iter().map(|member| &member.socket).collect();
+            let stays: HashSet<&EngineAddress> = new.iter().map(|member| &member.at).collect();
             let all = old.groups.first().map(|group| group.all.as_slice());
             let all = all.unwrap_or_default();
             let before = all
                 .iter()
                 .filter_map(|position| self.endpoints.get(*position));
-            let gone = before.filter(|endpoint| !stays.contains(&endpoint.socket));
-            let gone: Vec<String> = gone.map(|endpoint| endpoint.address.clone()).collect();
+            let gone = before.filter(|endpoint| !stays.contains(&endpoint.at));
+            let gone: Vec<String> = gone.map(|endpoint| endpoint.name.clone()).collect();
             if (!gone.is_empty() || all.len() != new.len()) && !self.changed_pools.contains(&index)
             {
                 self.changed_pools.push(index);
@@ -113,24 +137,18 @@ impl<S: Store> Router<S> {
     }
 
     /// Gives every wanted endpoint a position, and retires the others.
-    fn place(&mut self, wanted: &[SocketAddr], now_us: u64) {
-        let stays: HashSet<&SocketAddr> = wanted.iter().collect();
+    fn place(&mut self, wanted: &[EngineAddress], now_us: u64) {
+        let stays: HashSet<&EngineAddress> = wanted.iter().collect();
         for endpoint in &mut self.endpoints {
-            endpoint.retired = !stays.contains(&endpoint.socket);
+            endpoint.retired = !stays.contains(&endpoint.at);
         }
-        self.by_socket.retain(|socket, _| stays.contains(socket));
-        for socket in wanted {
-            if self.by_socket.contains_key(socket) {
+        self.by_address.retain(|at, _| stays.contains(at));
+        for at in wanted {
+            if self.by_address.contains_key(at) {
                 continue;
             }
-            let address = socket.to_string();
-            let identity = hash::hash(address.as_bytes());
-            let endpoint = Endpoint {
-                address,
-                socket: *socket,
-                id: None,
-                retired: false,
-            };
+            let endpoint = Endpoint::new(*at);
+            let identity = hash::hash(endpoint.name.as_bytes());
             let position = self.free_position();
             match position.and_then(|position| self.endpoints.get_mut(position)) {
                 Some(place) => *place = endpoint,
@@ -142,7 +160,7 @@ impl<S: Store> Router<S> {
                 *place = identity;
             }
             self.watch_anew(position);
-            self.by_socket.insert(*socket, position);
+            self.by_address.insert(*at, position);
         }
         let ids = ids::resolve(&self.store, &self.identities, now_us / 1000);
         for (endpoint, id) in self.endpoints.iter_mut().zip(&ids) {
@@ -180,7 +198,7 @@ impl<S: Store> Router<S> {
         let Some(pool) = self.config.pools.get(index) else {
             return;
         };
-        let position = |member: &Member| self.by_socket.get(&member.socket).copied();
+        let position = |member: &Member| self.by_address.get(&member.at).copied();
         let all: Vec<usize> = members.iter().filter_map(position).collect();
         let mut groups = vec![Members::new(all, &self.identities)];
         let names = served_names(pool, members);
@@ -216,15 +234,20 @@ impl<S: Store> Router<S> {
         }
         let mut weights = Vec::new();
         for one in &pool.endpoints {
-            if let (Some(weight), Some(position)) = (one.weight, self.by_socket.get(&one.address)) {
-                weights.resize(self.endpoints.len(), 0);
-                weights
-                    .get_mut(*position)
-                    .into_iter()
-                    .for_each(|it| *it = weight);
+            let Some(weight) = one.weight else { continue };
+            weights.resize(self.endpoints.len(), 0);
+            for (given, endpoint) in weights.iter_mut().zip(&self.endpoints) {
+                if endpoint.at.socket == one.address {
+                    *given = weight;
+                }
             }
         }
-        self.pools.push(Pool { groups, weights });
+        let highest = members.iter().filter_map(|member| member.at.rank).max();
+        self.pools.push(Pool {
+            groups,
+            weights,
+            most_ranks: highest.map_or(1, |rank| rank + 1),
+        });
     }
 
     /// A model that was once served leads to an empty group: it is known, but nobody has it now.
@@ -276,7 +299,7 @@ impl<S: Store> Router<S> {
                 if std::mem::replace(counted, true) {
                     continue;
                 }
-                let engine = self.scout.fleet().engines.get(&endpoint.socket);
+                let engine = self.scout.fleet().engine(&endpoint.at);
                 let told = engine.and_then(|engine| engine.kv_capacity_tokens);
                 let told = told.filter(|_| pool.policy.learns_kv_tokens());
                 if let Some(id) = endpoint.id {

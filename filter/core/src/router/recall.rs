@@ -83,7 +83,7 @@ impl<S: Store> Router<S> {
             ("pool", self.pool_name(entry.pool).into()),
             ("policy", entry.policy.into()),
             ("reason", entry.reason.name().into()),
-            ("endpoint", self.address(entry.position).into()),
+            ("endpoint", self.name(entry.position).into()),
             ("prompt_tokens", looks.then_some(entry.prompt_tokens).into()),
             ("predicted_cached_tokens", predicted.into()),
             (

@@ -1,6 +1,7 @@
 //! Keeping up with the other workers: heartbeats, columns, logs.
 
 use super::{Charge, Router};
+use crate::address::EngineAddress;
 use crate::board::READ_SPACING_US;
 use crate::ids::{self, EndpointId};
 use crate::load::Load;
@@ -9,7 +10,6 @@ use crate::scrape::Call;
 use crate::store::Store;
 use crate::wire::orca::OrcaLoad;
 use crate::workers;
-use std::net::SocketAddr;
 
 /// Workers mostly start together, each with its first request: in this time a worker that sees no
 /// other does not take itself for alone.
@@ -92,28 +92,36 @@ impl<S: Store> Router<S> {
 
     /// A call has ended. Whether anything was learned from it.
     pub fn call_ended(&mut self, call: &Call, reply: Reply, now_us: u64) -> bool {
-        let in_flight = match call {
-            Call::Metrics(address) => {
-                self.loads.refresh(&self.store, now_us);
-                let position = self.by_socket.get(address);
-                position.map_or(0, |position| self.in_flight(*position))
-            }
-            Call::Endpoints | Call::Models(_) => 0,
+        let Call::Metrics(socket) = call else {
+            return self
+                .scout
+                .ended(&self.config, call, reply, |_| 0, now_us / 1000);
+        };
+        self.loads.refresh(&self.store, now_us);
+        let (endpoints, loads) = (&self.endpoints, &self.loads);
+        let in_flight = |rank: Option<u16>| {
+            let all = endpoints.iter().enumerate();
+            let all = all.filter(|(_, one)| one.at.socket == *socket && !one.retired);
+            let here = all.filter(|(_, one)| rank.is_none() || one.at.rank == rank);
+            let loads = here.filter_map(|(position, _)| loads.total(position));
+            let in_flight = loads.map(|load| load.in_flight);
+            in_flight.fold(0, u32::saturating_add)
         };
         self.scout
             .ended(&self.config, call, reply, in_flight, now_us / 1000)
     }
 
     /// The engine that serves a charge told its load with a whole answer: of what is in flight there,
-    /// this request is over.
+    /// this request is over. What an engine of several ranks tells is of any of them: not believed.
     pub fn load_told(&mut self, charge: &Charge, load: &OrcaLoad, now_us: u64) {
         let position = charge.position();
-        let Some(endpoint) = self.endpoints.get(position) else {
+        let endpoint = self.endpoints.get(position);
+        let Some(endpoint) = endpoint.filter(|it| it.at.rank.is_none()) else {
             return;
         };
         let in_flight = self.in_flight(position).saturating_sub(1);
         self.scout
-            .hear(endpoint.socket, load, in_flight, now_us / 1000);
+            .hear(endpoint.at.socket, load, in_flight, now_us / 1000);
     }
 
     /// What is known of the engines, and who keeps it known.
@@ -151,18 +159,21 @@ impl<S: Store> Router<S> {
 
     /// An engine whose counters went back was started anew, with an empty cache.
     fn forget_restarted(&mut self) {
-        let engines = self.scout.fleet().engines.iter();
-        let mut queried: Vec<(SocketAddr, (u64, u64))> = engines
-            .filter_map(|(socket, it)| Some((*socket, (it.told_ms, it.queried_tokens?))))
+        let engines = self.endpoints.iter().filter(|endpoint| !endpoint.retired);
+        let mut queried: Vec<(EngineAddress, (u64, u64))> = engines
+            .filter_map(|endpoint| {
+                let engine = self.scout.fleet().engine(&endpoint.at)?;
+                Some((endpoint.at, (engine.told_ms, engine.queried_tokens?)))
+            })
             .collect();
-        for (socket, told) in &mut queried {
-            let before = self.queried.get(socket).copied().unwrap_or_default();
+        for (at, told) in &mut queried {
+            let before = self.queried.get(at).copied().unwrap_or_default();
             if told.0 < before.0 {
                 // Who takes the lease goes on from what was written last: that may be less than what
                 // the one before it knew.
                 *told = before;
             }
-            let position = self.by_socket.get(socket).filter(|_| told.1 < before.1);
+            let position = self.by_address.get(at).filter(|_| told.1 < before.1);
             let id = position.and_then(|position| self.endpoints.get(*position)?.id);
             if let (Some(id), Some(replica)) = (id, self.replica.as_mut()) {
                 replica.forget(id);

@@ -13,20 +13,26 @@ use std::net::SocketAddr;
 pub struct Surveyed<'a> {
     /// Position of the first pool that has the endpoint.
     pub pool: usize,
-    /// `ip:port`.
+    /// `ip:port`, with its rank if it has one.
     pub address: &'a str,
+    /// Its data-parallel rank.
+    pub rank: Option<u16>,
+    /// What its metadata or its label `role` says that it is for.
+    pub role: Option<&'a str>,
     /// Its load, summed over all workers.
     pub load: &'a Load,
     /// Whether it is in use, and if not, why.
     pub state: State,
     /// When it came into this state, as far as that is known.
     pub state_since_us: Option<u64>,
-    /// Its weight.
-    pub weight: u16,
+    /// The weight of its address.
+    pub weight: f64,
     /// Age of what it said of itself, if it ever did.
     pub scrape_age_us: Option<u64>,
     /// What it said.
     pub engine: Option<&'a Engine>,
+    /// The models that its engine said it serves.
+    pub models: Option<&'a [String]>,
 }
 
 /// What an engine said of itself.
@@ -34,7 +40,7 @@ pub struct Surveyed<'a> {
 pub struct Told<'a> {
     /// Position of the first pool that has it.
     pub pool: usize,
-    /// `ip:port`.
+    /// `ip:port`, with its rank if it has one.
     pub address: &'a str,
     /// What it said, if it ever did.
     pub engine: Option<&'a Engine>,
@@ -77,13 +83,15 @@ impl<S: Store> Router<S> {
 
     fn surveyed(&self, pool: usize, position: usize, now_us: u64) -> Option<Surveyed<'_>> {
         let endpoint = self.endpoints.get(position)?;
-        let engine = self.scout.fleet().engines.get(&endpoint.socket);
+        let engine = self.scout.fleet().engine(&endpoint.at);
         let told_ms = engine
             .map(|engine| engine.told_ms)
             .filter(|told_ms| *told_ms > 0);
         Some(Surveyed {
             pool,
-            address: &endpoint.address,
+            address: &endpoint.name,
+            rank: endpoint.at.rank,
+            role: self.role(position),
             load: self.loads.total(position)?,
             state: self.state(pool, position, now_us),
             state_since_us: self.state_since_us(pool, position, now_us),
@@ -91,6 +99,12 @@ impl<S: Store> Router<S> {
             scrape_age_us: told_ms
                 .map(|told_ms| now_us.saturating_sub(told_ms.saturating_mul(1000))),
             engine,
+            models: self
+                .scout
+                .fleet()
+                .engines
+                .get(&endpoint.at.socket)
+                .and_then(|engine| engine.models.as_deref()),
         })
     }
 
@@ -99,18 +113,21 @@ impl<S: Store> Router<S> {
         self.column.map(|column| column.slot)
     }
 
-    /// What an engine said of itself.
-    pub fn engine(&self, socket: &SocketAddr) -> Option<Told<'_>> {
-        let position = *self.by_socket.get(socket)?;
-        let mut pools = self.pools.iter();
-        let has = |pool: &super::Pool| {
-            let all = pool.groups.first();
-            all.is_some_and(|all| all.all.contains(&position))
-        };
-        Some(Told {
-            pool: pools.position(has)?,
-            address: self.address(position),
-            engine: self.scout.fleet().engines.get(socket),
+    /// What an engine said of itself, for each of its ranks that are in use.
+    pub fn engine(&self, socket: &SocketAddr) -> impl Iterator<Item = Told<'_>> {
+        let positions = self.positions_at(*socket);
+        positions.filter_map(|position| {
+            let mut pools = self.pools.iter();
+            let has = |pool: &super::Pool| {
+                let all = pool.groups.first();
+                all.is_some_and(|all| all.all.contains(&position))
+            };
+            let endpoint = self.endpoints.get(position)?;
+            Some(Told {
+                pool: pools.position(has)?,
+                address: &endpoint.name,
+                engine: self.scout.fleet().engine(&endpoint.at),
+            })
         })
     }
 
@@ -130,7 +147,7 @@ impl<S: Store> Router<S> {
         let stale_ms = Scout::stale_ms(&self.config);
         let is_stale = |position: &&usize| {
             let endpoint = self.endpoints.get(**position);
-            let engine = endpoint.and_then(|it| self.scout.fleet().engines.get(&it.socket));
+            let engine = endpoint.and_then(|it| self.scout.fleet().engine(&it.at));
             engine.is_some_and(|it| it.told_ms > 0 && !it.is_fresh(now_us / 1000, stale_ms))
         };
         let all = self.pools.iter().map(|pool| pool.groups.first());

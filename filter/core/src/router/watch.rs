@@ -259,7 +259,7 @@ impl<S: Store> Router<S> {
         };
         // What the engine itself says that it did.
         let endpoint = self.endpoints.get(position);
-        let engine = endpoint.and_then(|it| self.scout.fleet().engines.get(&it.socket));
+        let engine = endpoint.and_then(|it| self.scout.fleet().engine(&it.at));
         let moved_us = engine.map_or(0, |engine| engine.moved_ms.saturating_mul(1000));
         pulse.heard_us = pulse.heard_us.max(moved_us.min(now_us));
         if pulse.is_stalled(options.stall_us, now_us) {

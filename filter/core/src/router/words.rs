@@ -6,14 +6,14 @@
 //! engine is again what our own requests there make of it. O(endpoints + adapters) each time, and
 //! nothing for a request.
 
-use super::{Router, Target};
+use super::{Endpoint, Router, Target};
+use crate::address::EngineAddress;
 use crate::fleet::Engine;
 use crate::hash;
 use crate::policy::{Adapter, Foreign, Group, Heard, share};
 use crate::scout::Scout;
 use crate::store::Store;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 /// Weight of a new request in the mean of their work.
 const WORK_WEIGHT: f64 = 1.0 / 64.0;
@@ -23,7 +23,7 @@ const WORK_WEIGHT: f64 = 1.0 / 64.0;
 pub(super) struct Words {
     foreign: Vec<Foreign>,
     /// What was heard of the engines that have a fresh word.
-    heard: BTreeMap<SocketAddr, Heard>,
+    heard: BTreeMap<EngineAddress, Heard>,
     /// Positions that have an adapter loaded, by the hash of its name.
     loaded: BTreeMap<u64, Vec<usize>>,
     /// Whether all places for adapters are taken, by position.
@@ -82,22 +82,23 @@ impl<S: Store> Router<S> {
         words.full = vec![false; size];
         words.loaded.clear();
         words.until_ms = None;
-        let engines = &self.scout.fleet().engines;
+        let fleet = self.scout.fleet();
         let fresh = |engine: &&Engine| engine.is_fresh(now_ms, stale_ms);
-        let share = share(engines.values().filter(fresh));
+        let told = |endpoint: &Endpoint| fleet.engine(&endpoint.at).filter(fresh);
+        let share = share(self.endpoints.iter().filter_map(told));
         let mut before = std::mem::take(&mut words.heard);
         for (position, endpoint) in self.endpoints.iter().enumerate() {
-            let Some(engine) = engines.get(&endpoint.socket).filter(fresh) else {
+            let Some(engine) = told(endpoint) else {
                 continue;
             };
             let until_ms = engine.told_ms.saturating_add(stale_ms);
             words.until_ms = Some(words.until_ms.map_or(until_ms, |first| first.min(until_ms)));
-            let mut heard = before.remove(&endpoint.socket).unwrap_or_default();
+            let mut heard = before.remove(&endpoint.at).unwrap_or_default();
             heard.follow(engine, share);
             if let Some(word) = foreign.get_mut(position) {
                 *word = heard.word(words.mean_work_tokens);
             }
-            words.heard.insert(endpoint.socket, heard);
+            words.heard.insert(endpoint.at, heard);
             let loaded = engine.loras.iter().filter(|(_, loaded)| *loaded);
             let most = engine.max_loras.map_or(usize::MAX, usize::from);
             if let Some(full) = words.full.get_mut(position) {

@@ -70,6 +70,8 @@ pub(super) enum Meaning {
     Sleep,
     /// The LoRA adapters, in labels.
     Adapters,
+    /// When the process started.
+    Started,
 }
 
 /// Level of a name that the pool's configuration gives.
@@ -98,7 +100,7 @@ impl<'a> Lookup<'a> {
         ];
         let mut is_start = [false; 256];
         let first = configured.iter().filter_map(|(name, _)| name.first());
-        for &byte in first.chain(b"vslnt \t\r\x0c") {
+        for &byte in first.chain(b"vslntp \t\r\x0c") {
             if let Some(is_start) = is_start.get_mut(usize::from(byte)) {
                 *is_start = true;
             }
@@ -146,6 +148,9 @@ fn name_len(line: &[u8]) -> usize {
     end.unwrap_or(line.len())
 }
 
+/// When the process started, in seconds of the Unix clock.
+const STARTED: &[u8] = b"process_start_time_seconds";
+
 /// The meaning of the names of one engine, without the engine.
 type Engine = fn(&[u8]) -> Option<Meaning>;
 
@@ -157,6 +162,11 @@ fn known(line: &[u8]) -> Option<(Meaning, usize)> {
         b's' => (b"sglang", sglang),
         b'l' => (b"llamacpp", llama_cpp),
         b'n' => (b"nv_trt_llm", triton),
+        // Of the client library of most engines, which do not say whose it is.
+        b'p' => {
+            let after = line.strip_prefix(STARTED)?;
+            return (name_len(after) == 0).then_some((Meaning::Started, STARTED.len()));
+        }
         _ if line.starts_with(b"tgi") => (b"tgi", tgi),
         _ => (b"trtllm", tensorrt_llm),
     };

@@ -7,8 +7,9 @@ use super::names::Figure;
 use super::series::{LabelText, MAX_COUNT, Series};
 use super::{Figures, Rank};
 
-/// Most data-parallel ranks that are told apart.
-pub const MAX_RANKS: usize = 64;
+/// Most data-parallel ranks that are told apart: one more than an engine may have to be sent requests
+/// by rank, so that no larger one is taken for it.
+pub const MAX_RANKS: usize = crate::address::MAX_RANKS as usize + 1;
 
 /// The ratio 1: finer than a single float, with room for the sum of 16 million series.
 const ONE: u64 = 1 << 40;

@@ -41,7 +41,7 @@ pub fn tag_regex(label: Label) -> String {
 /// Writes a value that cannot be taken for anything else: what is not a letter, a digit or usual in
 /// an address becomes `_`.
 fn push_value(name: &mut String, value: &str) {
-    let legal = |char: char| char.is_ascii_alphanumeric() || "_-.:[]/".contains(char);
+    let legal = |char: char| char.is_ascii_alphanumeric() || "_-.:[]/@".contains(char);
     let chars = value.chars().take(MAX_VALUE_BYTES);
     name.extend(chars.map(|char| if legal(char) { char } else { '_' }));
 }

@@ -300,11 +300,15 @@ impl<K: Sink> Recorder<K> {
         self.gauges(endpoint, |series| [(series.state, state.code())]);
     }
 
-    /// An engine has shown its metrics, which took so long. Gauges and a histogram.
-    pub fn scraped(&mut self, endpoint: Endpoint, scrape: &Scrape, took_us: u64) {
-        self.in_pool(endpoint.pool, |registry, series| {
+    /// An engine of a pool has shown its metrics, which took so long. A histogram.
+    pub fn scrape_took(&mut self, pool: usize, took_us: u64) {
+        self.in_pool(pool, |registry, series| {
             registry.observe(series.scrape_duration, ms(took_us));
         });
+    }
+
+    /// What an engine, or one of its ranks, has shown. Gauges.
+    pub fn scraped(&mut self, endpoint: Endpoint, scrape: &Scrape) {
         self.gauges(endpoint, |series| {
             let told = [
                 (series.engine_running, scrape.running),

@@ -215,7 +215,8 @@ fn gauges_of_the_gone_are_zero() {
     };
     recorder.load(endpoint, &load);
     recorder.state(endpoint, State::Healthy);
-    recorder.scraped(endpoint, &scrape, 12_000);
+    recorder.scraped(endpoint, &scrape);
+    recorder.scrape_took(endpoint.pool, 12_000);
     recorder.scrape_age(endpoint, 1_400_000);
     recorder.scrape_failed(endpoint);
     recorder.flush();

@@ -10,9 +10,10 @@
 
 mod shapes;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::admin::{MAX_HOSTS, names_regex};
+use super::admin::{MAX_CLUSTERS, MAX_HOSTS, names_regex};
 use super::{WireError, at_most};
 use shapes::DumpJson;
 
@@ -33,6 +34,15 @@ pub struct EndpointMetadata {
     pub weight: Option<f64>,
 }
 
+/// What a page says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Dump {
+    /// The clusters that it has, whether their endpoints have such metadata or not.
+    pub clusters: BTreeSet<String>,
+    /// The endpoints that have it.
+    pub endpoints: Vec<EndpointMetadata>,
+}
+
 /// Path and query that ask for exactly these clusters, by the names this page uses. The regular
 /// expression has to match a whole name here, so it needs no anchors.
 pub fn path(names: &[&str]) -> String {
@@ -41,13 +51,15 @@ pub fn path(names: &[&str]) -> String {
     format!("/config_dump?include_eds&mask={kinds}&name_regex={names}")
 }
 
-/// Reads an answer: the endpoints that have such metadata. Fails when it is not JSON of that shape,
-/// or has more endpoints than [`MAX_HOSTS`](super::MAX_HOSTS). One pass.
-pub fn parse(body: &[u8]) -> Result<Vec<EndpointMetadata>, WireError> {
+/// Reads an answer. Fails when it is not JSON of that shape, has more endpoints than
+/// [`MAX_HOSTS`](super::MAX_HOSTS) or more clusters than [`MAX_CLUSTERS`](super::MAX_CLUSTERS). One
+/// pass.
+pub fn parse(body: &[u8]) -> Result<Dump, WireError> {
     let dump: DumpJson = serde_json::from_slice(body)?;
-    let (endpoints, found) = dump.endpoints();
+    let (dump, found) = dump.content();
     at_most("endpoints", found, MAX_HOSTS)?;
-    Ok(endpoints)
+    at_most("clusters", dump.clusters.len(), MAX_CLUSTERS)?;
+    Ok(dump)
 }
 
 #[cfg(test)]
@@ -58,7 +70,10 @@ mod tests {
 
     #[test]
     fn metadata_of_all_kinds_of_clusters_is_read() {
-        let read = parse(CAPTURED).unwrap();
+        let Dump {
+            clusters,
+            endpoints: read,
+        } = parse(CAPTURED).unwrap();
         let decode = EndpointMetadata {
             cluster: "eds-engines".to_owned(),
             address: "127.0.0.1:19101".parse().unwrap(),
@@ -90,6 +105,9 @@ mod tests {
             weight: Some(0.5),
             ..bare
         };
+        for name in ["eds-engines", "static-engines", "cds-static"] {
+            assert!(clusters.contains(name), "{name}: {clusters:?}");
+        }
         let mut sorted = read.clone();
         sorted.sort_by_key(|endpoint| endpoint.address);
         assert_eq!(sorted, [decode.clone(), decode, prefill, both]);
@@ -100,7 +118,7 @@ mod tests {
             r#"{{"endpoint":{{"address":{{"socket_address":{{"address":"::1","port_value":1}}}}}},
             "metadata":{{"filter_metadata":{{"warmpath":{metadata}}}}}}}"#
         );
-        parse(dump(&endpoint).as_bytes()).unwrap()
+        parse(dump(&endpoint).as_bytes()).unwrap().endpoints
     }
 
     fn dump(endpoints: &str) -> String {
@@ -128,7 +146,8 @@ mod tests {
     fn endpoints_have_a_bound() {
         let endpoint = r#"{"endpoint":{"address":{"pipe":{"path":"/x"}}}}"#;
         let body = dump(&vec![endpoint; MAX_HOSTS].join(","));
-        assert_eq!(parse(body.as_bytes()), Ok(vec![]));
+        let read = parse(body.as_bytes()).unwrap();
+        assert_eq!((read.clusters.len(), read.endpoints.len()), (1, 0));
         let body = dump(&vec![endpoint; MAX_HOSTS + 1].join(","));
         let error = parse(body.as_bytes()).unwrap_err().to_string();
         assert_eq!(error, "4097 endpoints, want at most 4096");
@@ -136,7 +155,7 @@ mod tests {
 
     #[test]
     fn an_empty_page_has_no_endpoints() {
-        assert_eq!(parse(b"{}"), Ok(vec![]));
+        assert_eq!(parse(b"{}"), Ok(Dump::default()));
         assert!(parse(b"dynamic_endpoint_configs not found in config dump").is_err());
     }
 

@@ -199,7 +199,13 @@ fn naive(page: &[u8]) -> EngineStats {
         let figures = figures(&readings, &only, &states, share);
         Rank { number, figures }
     });
+    let starts = samples.iter();
+    let starts = starts.filter(|sample| sample.name == "process_start_time_seconds");
     EngineStats {
+        started_s: starts
+            .map(|sample| sample.value as u64)
+            .filter(|it| *it <= 1 << 53)
+            .max(),
         ranks: ranks.collect(),
         total: figures(&readings, &|_| true, &states, shared),
         adapters,

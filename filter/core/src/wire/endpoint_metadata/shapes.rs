@@ -8,9 +8,9 @@ use serde::de::{DeserializeOwned, Deserializer, SeqAccess, Visitor};
 use std::fmt;
 use std::marker::PhantomData;
 
-use super::super::admin::{AddressJson, MAX_HOSTS};
+use super::super::admin::{AddressJson, MAX_CLUSTERS, MAX_HOSTS};
 use super::super::scalar::{List, Members, Scalar};
-use super::EndpointMetadata;
+use super::{Dump, EndpointMetadata};
 
 #[derive(Deserialize)]
 pub(super) struct DumpJson {
@@ -19,14 +19,19 @@ pub(super) struct DumpJson {
 }
 
 impl DumpJson {
-    /// The endpoints with metadata, and how many endpoints there are in all.
-    pub(super) fn endpoints(self) -> (Vec<EndpointMetadata>, usize) {
-        (self.configs.endpoints, self.configs.found)
+    /// What is kept, and how many endpoints there are in all.
+    pub(super) fn content(self) -> (Dump, usize) {
+        let dump = Dump {
+            clusters: self.configs.clusters.into_iter().collect(),
+            endpoints: self.configs.endpoints,
+        };
+        (dump, self.configs.found)
     }
 }
 
 /// The endpoints found in a list of `T`.
 struct Found<T> {
+    clusters: Vec<String>,
     endpoints: Vec<EndpointMetadata>,
     found: usize,
     of: PhantomData<T>,
@@ -35,6 +40,7 @@ struct Found<T> {
 impl<T> Default for Found<T> {
     fn default() -> Self {
         Found {
+            clusters: Vec::new(),
             endpoints: Vec::new(),
             found: 0,
             of: PhantomData,
@@ -45,6 +51,10 @@ impl<T> Default for Found<T> {
 impl<T> Found<T> {
     fn add<U>(&mut self, more: Found<U>) {
         self.found += more.found;
+        // One more than the most tells that there are too many.
+        if self.clusters.len() <= MAX_CLUSTERS {
+            self.clusters.extend(more.clusters);
+        }
         if self.found <= MAX_HOSTS {
             self.endpoints.extend(more.endpoints);
         }
@@ -118,6 +128,7 @@ impl Holder for ClusterJson {
         for endpoint in &mut config.endpoints.endpoints {
             endpoint.cluster.clone_from(&config.cluster_name);
         }
+        config.endpoints.clusters.push(config.cluster_name);
         found.add(config.endpoints);
     }
 }
