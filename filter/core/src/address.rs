@@ -25,7 +25,7 @@ impl EngineAddress {
     /// The endpoints of an engine with so many ranks; 1 and 0 stand for no ranks.
     pub fn all(socket: SocketAddr, ranks: u16) -> impl Iterator<Item = EngineAddress> {
         let is_ranked = ranks > 1;
-        let numbers = 0..if is_ranked { ranks.min(MAX_RANKS) } else { 1 };
+        let numbers = 0..ranks.clamp(1, MAX_RANKS);
         numbers.map(move |rank| EngineAddress {
             socket,
             rank: is_ranked.then_some(rank),

@@ -10,9 +10,8 @@
 //! (u64), count of hosts (u16), hosts of 25 bytes, count of those with metadata (u16) and for each its
 //! address (18) and that: role (a text, empty: none), weight (f32, NaN: none), labels and models, each
 //! a count (u16) and texts; then model names: count (u16), texts; then engines: count (u16), rows of
-//! 107 bytes with their LoRA adapters (9 bytes each) and the numbers of their models (2 bytes each);
-//! then ranks: count (u16), and for each its number (u16) and a row as of an engine. Texts are a length
-//! (u16) and UTF-8. Bounds: [`MAX_CLUSTERS`], [`MAX_ENDPOINTS`] hosts, engines and ranks,
+//! 109 bytes with their LoRA adapters (9 bytes each), the numbers of their models (2 bytes each) and
+//! their ranks (rows without address, of 91 bytes and adapters). Texts are a length (u16) and UTF-8. Bounds: [`MAX_CLUSTERS`], [`MAX_ENDPOINTS`] hosts, engines and ranks,
 //! [`MAX_NAMES`] names, [`MAX_LORAS`] adapters and [`MAX_MODELS`] models an engine. What does not read
 //! is an empty fleet.
 
@@ -48,8 +47,8 @@ pub struct Cluster {
     pub told_ms: u64,
     /// By address.
     pub hosts: BTreeMap<SocketAddr, Host>,
-    /// What the configuration of the cluster says of them, where it was asked for.
-    pub metadata: BTreeMap<SocketAddr, Metadata>,
+    /// What the configuration of the cluster says of them, where it was asked for; by address, sorted.
+    pub metadata: Vec<(SocketAddr, Metadata)>,
 }
 
 /// What Envoy says of an endpoint.
@@ -123,6 +122,8 @@ pub struct Engine {
     pub loras: Vec<(u64, bool)>,
     /// What it serves; `None` until it said so.
     pub models: Option<Vec<String>>,
+    /// What its data-parallel ranks said, in order; empty if it has none.
+    pub ranks: Vec<Engine>,
 }
 
 /// The picture.
@@ -130,10 +131,8 @@ pub struct Engine {
 pub struct Fleet {
     /// By name.
     pub clusters: BTreeMap<String, Cluster>,
-    /// By address; of one with several data-parallel ranks all of them together.
+    /// By address.
     pub engines: BTreeMap<SocketAddr, Engine>,
-    /// What is known of single ranks, by address and number; from 0 on without a gap.
-    pub ranks: BTreeMap<(SocketAddr, u16), Engine>,
     /// Model names that were ever seen, oldest first.
     pub seen_models: Vec<String>,
 }
@@ -167,9 +166,10 @@ impl Fleet {
 
     /// What an endpoint said of itself.
     pub fn engine(&self, at: &EngineAddress) -> Option<&Engine> {
+        let engine = self.engines.get(&at.socket)?;
         match at.rank {
-            Some(rank) => self.ranks.get(&(at.socket, rank)),
-            None => self.engines.get(&at.socket),
+            Some(rank) => engine.ranks.get(usize::from(rank)),
+            None => Some(engine),
         }
     }
 
@@ -217,9 +217,6 @@ impl Fleet {
             let engine = before.remove(&address).unwrap_or_default();
             self.engines.insert(address, engine);
         }
-        let engines = &self.engines;
-        self.ranks
-            .retain(|(address, _), _| engines.contains_key(address));
     }
 
     /// Remembers names of models, the newest [`MAX_NAMES`] of them.

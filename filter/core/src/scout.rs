@@ -18,7 +18,7 @@ use crate::store::Store;
 use crate::wire::{clusters, endpoint_metadata};
 use ahash::AHashMap;
 use heard::Heard;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 /// Figures older than this many intervals are not believed.
@@ -86,8 +86,6 @@ pub struct Scout {
     version: u32,
     timetable: Timetable,
     paths: AHashMap<SocketAddr, (String, usize)>,
-    /// Data-parallel ranks of the engines, where the configuration gives them.
-    ranks: BTreeMap<SocketAddr, u16>,
     tally: Tally,
     /// What answers told since the engine was scraped; for engines of the fleet only.
     heard: AHashMap<SocketAddr, Heard>,
@@ -110,7 +108,6 @@ impl Scout {
             version,
             timetable: Timetable::default(),
             paths: AHashMap::new(),
-            ranks: BTreeMap::new(),
             tally: Tally::default(),
             heard: AHashMap::new(),
             dirty: false,
@@ -131,7 +128,7 @@ impl Scout {
             note(name);
             for address in cluster.hosts.keys() {
                 note(&address.to_string());
-                if let Some(metadata) = cluster.metadata.get(address) {
+                if let Some(metadata) = cluster.metadata_of(address) {
                     metadata.texts().for_each(&mut note);
                 }
             }
@@ -142,10 +139,12 @@ impl Scout {
                 models.iter().for_each(|model| note(model));
             }
         }
-        for (socket, rank) in self.fleet.ranks.keys() {
-            let rank = Some(*rank);
-            let socket = *socket;
-            note(&EngineAddress { socket, rank }.to_string());
+        for (socket, engine) in &self.fleet.engines {
+            let last = engine.ranks.len().checked_sub(1);
+            if let Some(rank) = last.and_then(|rank| u16::try_from(rank).ok()) {
+                let (socket, rank) = (*socket, Some(rank));
+                note(&EngineAddress { socket, rank }.to_string());
+            }
         }
         shape
     }
@@ -346,10 +345,7 @@ impl Scout {
             (Call::Endpoints, Some(body)) => self.learn_endpoints(config, body, now_ms),
             (Call::Metadata, Some(body)) => self.learn_metadata(body),
             (Call::Metrics(address), Some(body)) => {
-                let pool = self.paths.get(address).map(|(_, pool)| *pool);
-                let names = pool.and_then(|pool| config.pools.get(pool));
-                let names = names.map(|pool| &pool.metric_names);
-                self.learn_metrics(address, body, names, in_flight, now_ms)
+                self.learn_metrics(address, body, config, in_flight, now_ms)
             }
             (Call::Models(address), Some(body)) => self.learn_models(address, body),
             (Call::Metrics(address), None) => {
@@ -414,7 +410,6 @@ impl Scout {
             self.dirty = true;
             self.unsaved = true;
         }
-        self.ranks = self.fleet.configured_ranks(config);
         let interval_ms = scrape.polling.interval_ms;
         self.timetable
             .set_engines(self.fleet.engines.keys().copied(), interval_ms);

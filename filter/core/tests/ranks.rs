@@ -613,3 +613,38 @@ fn ranks_and_labels_have_bounds() {
     let error = wrong(json!([{"name": "p", "endpoints": envoy}])).join("\n");
     assert!(error.contains("endpoints.envoy.metadata"), "{error}");
 }
+
+#[test]
+fn a_pool_beside_one_with_ranks_is_as_ever() {
+    for policy in [
+        json!("least_request"),
+        json!("prefix"),
+        json!({"consistent_hash": {}}),
+    ] {
+        let store = MemoryStore::new();
+        let config = json!({"pools": [
+            {"name": "a", "models": ["m"], "endpoints": listed(2, 4)},
+            {"name": "b", "models": ["n"], "policy": policy, "endpoints": {"static": [
+                {"address": "10.0.1.1:80"}]}},
+        ]});
+        let mut world = World::new(&config, &store);
+        for number in [1, 2] {
+            let ranks: Vec<_> = (0..4).map(|rank| (rank, 1)).collect();
+            world
+                .pages
+                .insert(format!("10.0.0.{number}:80"), page(&ranks));
+        }
+        world
+            .pages
+            .insert("10.0.1.1:80".to_owned(), page(&[(0, 0)]));
+        for _ in 0..8 {
+            let (_, charge) = world.ask("m", Some(prompt(1)));
+            world.end(charge);
+            let (decision, charge) = world.ask("n", Some(prompt(1)));
+            assert_eq!(world.router.destination(&decision), "10.0.1.1:80");
+            assert_eq!(world.router.rank(decision.ranked[0]), None);
+            world.end(charge);
+            world.run(2);
+        }
+    }
+}

@@ -154,6 +154,12 @@ impl PoolConfig {
         endpoint.data_parallel_size.or(self.data_parallel_size)
     }
 
+    /// Whether it says of any endpoint how many ranks that has.
+    pub fn gives_ranks(&self) -> bool {
+        let listed = |one: &EndpointConfig| one.data_parallel_size.is_some();
+        self.data_parallel_size.is_some() || self.endpoints.iter().any(listed)
+    }
+
     /// How many endpoints its list makes, each rank being one.
     pub fn listed_ranks(&self) -> usize {
         let ranks = self.endpoints.iter().map(|one| self.ranks_of(one));

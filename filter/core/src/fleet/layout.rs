@@ -4,12 +4,14 @@ use super::{
     Cluster, Engine, Fleet, Host, HostHealth, MAX_CLUSTERS, MAX_LORAS, MAX_MODELS, MAX_NAMES,
     Metadata,
 };
+use crate::address;
 use crate::codec::{Bytes, put_address, put_text};
 use crate::config::{MAX_ENDPOINTS, MAX_LABELS};
 use ahash::AHashMap;
 use std::collections::BTreeMap;
 
 const VERSION: u8 = 3;
+const MAX_RANKS: usize = address::MAX_RANKS as usize;
 /// Stands for "not told" where every number is legal.
 const NOTHING_U16: u16 = u16::MAX;
 const NOTHING_U32: u32 = u32::MAX;
@@ -45,12 +47,10 @@ pub(super) fn encode(fleet: &Fleet) -> Vec<u8> {
     for (address, engine) in fleet.engines.iter().take(MAX_ENDPOINTS) {
         put_address(&mut out, address);
         put_engine(&mut out, engine, &numbers);
-    }
-    put_count(&mut out, fleet.ranks.len(), MAX_ENDPOINTS);
-    for ((address, rank), engine) in fleet.ranks.iter().take(MAX_ENDPOINTS) {
-        out.extend_from_slice(&rank.to_le_bytes());
-        put_address(&mut out, address);
-        put_engine(&mut out, engine, &numbers);
+        put_count(&mut out, engine.ranks.len(), MAX_RANKS);
+        for rank in engine.ranks.iter().take(MAX_RANKS) {
+            put_engine(&mut out, rank, &numbers);
+        }
     }
     out
 }
@@ -127,9 +127,9 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Fleet> {
         for _ in 0..count(&mut bytes, MAX_ENDPOINTS)? {
             hosts.insert(bytes.address()?, host(&mut bytes)?);
         }
-        let mut told = BTreeMap::new();
+        let mut told = Vec::new();
         for _ in 0..count(&mut bytes, MAX_ENDPOINTS)? {
-            told.insert(bytes.address()?, metadata(&mut bytes)?);
+            told.push((bytes.address()?, metadata(&mut bytes)?));
         }
         let cluster = Cluster {
             service,
@@ -145,18 +145,16 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Fleet> {
     }
     let mut engines = BTreeMap::new();
     for _ in 0..count(&mut bytes, MAX_ENDPOINTS)? {
-        engines.insert(bytes.address()?, engine(&mut bytes, &seen_models)?);
-    }
-    let mut ranks = BTreeMap::new();
-    for _ in 0..count(&mut bytes, MAX_ENDPOINTS)? {
-        let rank = bytes.u16()?;
-        let key = (bytes.address()?, rank);
-        ranks.insert(key, engine(&mut bytes, &seen_models)?);
+        let address = bytes.address()?;
+        let mut found = engine(&mut bytes, &seen_models)?;
+        for _ in 0..count(&mut bytes, MAX_RANKS)? {
+            found.ranks.push(engine(&mut bytes, &seen_models)?);
+        }
+        engines.insert(address, found);
     }
     bytes.0.is_empty().then_some(Fleet {
         clusters,
         engines,
-        ranks,
         seen_models,
     })
 }
@@ -251,5 +249,6 @@ fn engine(bytes: &mut Bytes, names: &[String]) -> Option<Engine> {
         max_loras,
         loras,
         models,
+        ranks: Vec::new(),
     })
 }

@@ -7,6 +7,7 @@
 use super::{Cluster, Fleet, MAX_MODELS};
 use crate::config::{MAX_ENDPOINTS, MAX_LABEL_BYTES, MAX_LABELS};
 use crate::wire::endpoint_metadata::Dump;
+use std::net::SocketAddr;
 
 /// Metadata of an endpoint.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,7 +38,13 @@ impl Cluster {
     pub(super) fn forget_metadata(&mut self) {
         let hosts = &self.hosts;
         self.metadata
-            .retain(|address, _| hosts.contains_key(address));
+            .retain(|(address, _)| hosts.contains_key(address));
+    }
+
+    /// What is written about an endpoint.
+    pub fn metadata_of(&self, address: &SocketAddr) -> Option<&Metadata> {
+        let found = self.metadata.binary_search_by_key(address, |it| it.0);
+        Some(&self.metadata.get(found.ok()?)?.1)
     }
 }
 
@@ -63,8 +70,10 @@ impl Fleet {
                     models: one.models.iter().take(MAX_MODELS).cloned().collect(),
                     weight: one.weight.map(|weight| weight as f32),
                 };
-                cluster.metadata.insert(one.address, metadata);
+                cluster.metadata.push((one.address, metadata));
             }
+            cluster.metadata.sort_by_key(|(address, _)| *address);
+            cluster.metadata.dedup_by_key(|(address, _)| *address);
             cluster.forget_metadata();
             changed |= before != cluster.metadata;
         }

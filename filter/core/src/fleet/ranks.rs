@@ -1,53 +1,39 @@
-//! How many data-parallel ranks each engine has: as configured, else as its metrics told.
+//! How many data-parallel ranks an engine has: as configured, else as its metrics told.
 
 use super::{Engine, Fleet};
 use crate::config::{Config, MAX_ENDPOINTS};
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 impl Fleet {
-    /// The numbers of ranks that the configuration gives, by engine; where several pools have an engine
-    /// the first that gives one counts. O(endpoints).
-    pub fn configured_ranks(&self, config: &Config) -> BTreeMap<SocketAddr, u16> {
-        let mut given = BTreeMap::new();
-        for pool in &config.pools {
-            for one in &pool.endpoints {
-                if let Some(ranks) = pool.ranks_of(one) {
-                    given.entry(one.address).or_insert(ranks);
-                }
+    /// The number of ranks that the configuration gives an engine; where several pools have it, the
+    /// first that gives one counts. O(endpoints) if any pool gives one.
+    pub fn given_ranks(&self, config: &Config, socket: SocketAddr) -> Option<u16> {
+        config.pools.iter().find_map(|pool| {
+            if !pool.gives_ranks() {
+                return None;
             }
             let cluster = self.clusters.get(&pool.cluster).filter(|_| pool.discovered);
-            for socket in cluster.into_iter().flat_map(|it| it.hosts.keys()) {
-                if let Some(ranks) = pool.data_parallel_size {
-                    given.entry(*socket).or_insert(ranks);
-                }
+            if cluster.is_some_and(|it| it.hosts.contains_key(&socket)) {
+                return pool.data_parallel_size;
             }
-        }
-        given
+            let listed = pool.endpoints.iter().find(|one| one.address == socket)?;
+            pool.ranks_of(listed)
+        })
     }
 
     /// How many ranks an engine told; 0 if it did not.
     pub fn told_ranks(&self, socket: SocketAddr) -> u16 {
-        let ranks = self.ranks.range((socket, 0)..=(socket, u16::MAX));
-        u16::try_from(ranks.count()).unwrap_or(u16::MAX)
+        let engine = self.engines.get(&socket);
+        engine.map_or(0, |engine| {
+            u16::try_from(engine.ranks.len()).unwrap_or(u16::MAX)
+        })
     }
 
-    /// What an engine's ranks said, in order.
-    pub fn ranks_of(&self, socket: SocketAddr) -> impl Iterator<Item = &Engine> {
-        let ranks = self.ranks.range((socket, 0)..=(socket, u16::MAX));
-        ranks.map(|(_, engine)| engine)
-    }
-
-    /// Replaces what an engine's ranks said. Those that are beyond the bound are left out.
-    pub fn tell_ranks(&mut self, socket: SocketAddr, told: Vec<Engine>) {
-        for rank in told.len()..usize::from(self.told_ranks(socket)) {
-            self.ranks.remove(&(socket, rank as u16));
-        }
-        for (rank, engine) in told.into_iter().enumerate() {
-            let key = (socket, rank as u16);
-            if self.ranks.len() < MAX_ENDPOINTS || self.ranks.contains_key(&key) {
-                self.ranks.insert(key, engine);
-            }
-        }
+    /// Replaces what an engine said, with what its ranks did as far as there is room.
+    pub fn tell_engine(&mut self, socket: SocketAddr, mut engine: Engine) {
+        let others = self.engines.iter().filter(|(other, _)| **other != socket);
+        let others: usize = others.map(|(_, other)| other.ranks.len()).sum();
+        engine.ranks.truncate(MAX_ENDPOINTS.saturating_sub(others));
+        self.engines.insert(socket, engine);
     }
 }

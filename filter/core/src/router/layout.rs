@@ -9,12 +9,12 @@ use super::judge::Members;
 use super::watch::Watch;
 use super::{Endpoint, Pool, Router, Target};
 use crate::address::EngineAddress;
-use crate::config::{MAX_ENDPOINTS, PoolConfig};
+use crate::config::{Config, MAX_ENDPOINTS, PoolConfig};
 use crate::fleet::{Cluster, Fleet};
 use crate::hash;
 use crate::ids::{self, EndpointId};
 use crate::store::Store;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 
 /// An endpoint of a pool, and the models it serves; none named: all of its pool.
@@ -25,7 +25,7 @@ struct Member {
 
 /// The endpoints of a pool, each rank being one. One whose models are not known yet serves nothing that
 /// must be known; one whose role is not known has none.
-fn members(pool: &PoolConfig, fleet: &Fleet, ranks: &BTreeMap<SocketAddr, u16>) -> Vec<Member> {
+fn members(config: &Config, pool: &PoolConfig, fleet: &Fleet) -> Vec<Member> {
     let told = |socket: &SocketAddr| {
         let engine = fleet.engines.get(socket);
         engine.and_then(|engine| engine.models.clone())
@@ -40,20 +40,22 @@ fn members(pool: &PoolConfig, fleet: &Fleet, ranks: &BTreeMap<SocketAddr, u16>) 
             .map(|one| (one.address, one.models.clone()))
             .collect()
     };
-    let members = engines.into_iter().filter_map(|(socket, models)| {
+    let mut members = Vec::new();
+    for (socket, models) in engines {
         let models = match pool.discover_models {
-            true => told(&socket)?,
-            false => models,
+            true => told(&socket),
+            false => Some(models),
         };
-        let given = ranks.get(&socket).copied();
+        let Some(models) = models else { continue };
+        let given = fleet.given_ranks(config, socket);
         let ranks = given.unwrap_or_else(|| fleet.told_ranks(socket));
-        let all = EngineAddress::all(socket, ranks);
-        Some(all.map(move |at| Member {
-            at,
-            models: models.clone(),
-        }))
-    });
-    members.flatten().take(MAX_ENDPOINTS).collect()
+        for at in EngineAddress::all(socket, ranks) {
+            let models = models.clone();
+            members.push(Member { at, models });
+        }
+    }
+    members.truncate(MAX_ENDPOINTS);
+    members
 }
 
 /// Those of a cluster's endpoints that are of a pool, and the models that their metadata names.
@@ -63,7 +65,7 @@ fn cluster_engines(
 ) -> impl Iterator<Item = (SocketAddr, Vec<String>)> {
     let hosts = cluster.hosts.keys();
     hosts.filter_map(|socket| {
-        let metadata = cluster.metadata.get(socket);
+        let metadata = cluster.metadata_of(socket);
         let metadata = metadata.filter(|_| pool.reads_metadata);
         let role = metadata.and_then(|metadata| metadata.role.as_ref());
         if pool.role.is_some() && pool.role.as_ref() != role {
@@ -89,9 +91,10 @@ impl<S: Store> Router<S> {
     /// Lays everything out anew; requests in flight keep their positions.
     pub(super) fn lay_out(&mut self, now_us: u64) {
         let fleet = self.scout.fleet();
-        let ranks = fleet.configured_ranks(&self.config);
         let pools = self.config.pools.iter();
-        let pools: Vec<Vec<Member>> = pools.map(|pool| members(pool, fleet, &ranks)).collect();
+        let pools: Vec<Vec<Member>> = pools
+            .map(|pool| members(&self.config, pool, fleet))
+            .collect();
         let mut wanted = Vec::new();
         let mut seen = HashSet::new();
         for member in pools.iter().flatten() {

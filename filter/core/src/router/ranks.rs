@@ -97,7 +97,7 @@ impl<S: Store> Router<S> {
             let mut told = self.config.pools.iter().filter_map(|pool| {
                 let cluster = fleet.clusters.get(&pool.cluster);
                 let cluster = cluster.filter(|_| pool.reads_metadata)?;
-                cluster.metadata.get(&socket)
+                cluster.metadata_of(&socket)
             });
             let told: Option<&Metadata> = told.next();
             endpoint.role = told.and_then(|told| told.role.clone());
@@ -159,7 +159,7 @@ impl<S: Store> Router<S> {
             let config = self.config.pools.get(pool).filter(|it| it.reads_metadata)?;
             let cluster = self.scout.fleet().clusters.get(&config.cluster)?;
             let socket = self.endpoints.get(position)?.at.socket;
-            cluster.metadata.get(&socket)?.weight.map(f64::from)
+            cluster.metadata_of(&socket)?.weight.map(f64::from)
         };
         given.or_else(written).or_else(host).unwrap_or(1.0)
     }

@@ -57,14 +57,18 @@ impl Scout {
         &mut self,
         address: &SocketAddr,
         page: &[u8],
-        names: Option<&Names>,
+        config: &Config,
         in_flight: impl Fn(Option<u16>) -> u32,
         now_ms: u64,
     ) -> bool {
         let Some(before) = self.fleet.engines.get(address) else {
             return false;
         };
-        let stats = EngineStats::read(page, names.unwrap_or(&Names::default()));
+        let pool = self.paths.get(address).map(|(_, pool)| *pool);
+        let pool = pool.and_then(|pool| config.pools.get(pool));
+        let unnamed = Names::default();
+        let names = pool.map_or(&unnamed, |pool| &pool.metric_names);
+        let stats = EngineStats::read(page, names);
         if stats.total == Figures::default() && stats.adapters.is_empty() {
             // Not the page of an engine. What it said before grows old, as if it had said nothing.
             self.tally.refused = self.tally.refused.saturating_add(1);
@@ -72,8 +76,8 @@ impl Scout {
             return false;
         }
         let learned = stats.rank_count();
-        let ranks = match self.ranks.get(address) {
-            Some(given) => *given,
+        let ranks = match self.fleet.given_ranks(config, *address) {
+            Some(given) => given,
             // Of a page that was cut nobody knows what else it would have told.
             None if stats.is_cut => self.fleet.told_ranks(*address),
             None => learned.unwrap_or_default(),
@@ -97,14 +101,13 @@ impl Scout {
                 ..figures
             };
             let in_flight = in_flight(Some(rank));
-            let before = self.fleet.ranks.get(&(*address, rank));
-            let before = before.unwrap_or(&nothing);
+            let before = before.ranks.get(usize::from(rank)).unwrap_or(&nothing);
             rows.push(said(before, &stats, &figures, in_flight, now_ms));
         }
         let mut engine = said(before, &stats, &stats.total, in_flight(None), now_ms);
         engine.models.clone_from(&before.models);
-        self.fleet.engines.insert(*address, engine);
-        self.fleet.tell_ranks(*address, rows);
+        engine.ranks = rows;
+        self.fleet.tell_engine(*address, engine);
         true
     }
 
@@ -169,6 +172,7 @@ fn said(
             .map(|adapter| (hash::hash(adapter.name.as_bytes()), adapter.is_running))
             .collect(),
         models: None,
+        ranks: Vec::new(),
     }
 }
 

@@ -22,7 +22,7 @@ impl DumpJson {
     /// What is kept, and how many endpoints there are in all.
     pub(super) fn content(self) -> (Dump, usize) {
         let dump = Dump {
-            clusters: self.configs.clusters.into_iter().collect(),
+            clusters: self.configs.clusters,
             endpoints: self.configs.endpoints,
         };
         (dump, self.configs.found)
