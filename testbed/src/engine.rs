@@ -28,6 +28,7 @@ mod metrics;
 mod plain;
 mod pooling;
 mod prompt;
+mod ranks;
 mod seen;
 mod sse;
 #[cfg(test)]
@@ -54,6 +55,7 @@ use clock::Clock;
 use fault::Faults;
 use http::App;
 use listen::{Port, Server};
+use ranks::Ranks;
 use seen::SeenLog;
 
 /// How long [`Engine::shutdown`] waits for requests before it resets them.
@@ -68,8 +70,12 @@ pub struct EngineConfig {
     pub models: Vec<String>,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Size and speed.
+    /// Size and speed; of each rank.
     pub params: ModelParams,
+    /// Data-parallel ranks behind the port; 0 counts as 1.
+    pub data_parallel_size: u32,
+    /// Whether requests may name their rank; engines that know no ranks ignore the header.
+    pub heeds_ranks: bool,
     /// Real seconds per modelled second; 0: answers come at once.
     pub time_scale: f64,
     /// Longest prompt and output together.
@@ -91,6 +97,8 @@ impl Default for EngineConfig {
             models: vec!["llama-3-8b".to_owned()],
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             params: ModelParams::default(),
+            data_parallel_size: 1,
+            heeds_ranks: true,
             time_scale: 1.0,
             max_model_tokens: 131_072,
             default_output_tokens: prompt::DEFAULT_OUTPUT_TOKENS,
@@ -107,7 +115,7 @@ pub struct Engine {
     app: Arc<App>,
     port: Arc<Port>,
     server: Server,
-    stepping: AbortHandle,
+    stepping: Vec<AbortHandle>,
 }
 
 impl Engine {
@@ -130,7 +138,12 @@ impl Engine {
             Some(port.listen()?)
         };
         let block_tokens = config.params.block_tokens.max(1);
-        let clock = Clock::new(config.params, scale, config.max_queued, Arc::clone(&faults));
+        let clocks: Vec<Arc<Clock>> = (0..config.data_parallel_size.max(1))
+            .map(|_| {
+                let params = config.params.clone();
+                Clock::new(params, scale, config.max_queued, Arc::clone(&faults))
+            })
+            .collect();
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -139,7 +152,7 @@ impl Engine {
             name: config.name,
             models: config.models,
             unloaded: Mutex::default(),
-            clock: Arc::clone(&clock),
+            ranks: Ranks::new(clocks.clone(), config.heeds_ranks),
             faults: Arc::clone(&faults),
             seen: SeenLog::new(config.log_limit),
             block_tokens,
@@ -149,7 +162,8 @@ impl Engine {
             requests: AtomicU64::new(0),
         });
         let server = Server::default();
-        let stepping = tokio::spawn(clock.run()).abort_handle();
+        let run = |clock: Arc<Clock>| tokio::spawn(clock.run()).abort_handle();
+        let stepping = clocks.into_iter().map(run).collect();
         let serving = server
             .clone()
             .serve(Arc::clone(&app), faults, Arc::clone(&port), listener);
@@ -196,9 +210,15 @@ impl Engine {
         };
     }
 
-    /// Gauges and counters of the model.
+    /// Gauges and counters of the model, of all ranks together.
     pub fn stats(&self) -> Stats {
-        self.app.clock.snapshot().stats
+        self.app.stats()
+    }
+
+    /// The same of each rank.
+    pub fn rank_stats(&self) -> Vec<Stats> {
+        let clocks = self.app.ranks.clocks().iter();
+        clocks.map(|clock| clock.snapshot().stats).collect()
     }
 
     /// Replaces what goes wrong, from the next request (or, for `refuse` and `slow`, from now) on.
@@ -212,7 +232,7 @@ impl Engine {
         self.server.kill.cancel();
         self.server.tasks.close();
         self.server.tasks.wait().await;
-        self.stepping.abort();
+        self.stepping.iter().for_each(AbortHandle::abort);
     }
 
     /// Ends in good order: the port refuses at once, requests get up to ten seconds.
@@ -228,7 +248,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.server.kill.cancel();
-        self.stepping.abort();
+        self.stepping.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -250,6 +270,9 @@ pub struct Args {
     /// Tokens in a KV block
     #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     block_tokens: u32,
+    /// Data-parallel ranks behind each port, each with a KV cache of its own
+    #[arg(long, value_name = "RANKS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    data_parallel_size: u32,
     /// Most requests running at a time
     #[arg(long, default_value_t = 256)]
     max_num_seqs: u32,
@@ -287,6 +310,7 @@ impl Args {
                 max_num_seqs: self.max_num_seqs,
                 ..ModelParams::default()
             },
+            data_parallel_size: self.data_parallel_size,
             time_scale: self.time_scale,
             max_model_tokens: self.max_model_len,
             max_queued: self.max_num_queued_reqs,

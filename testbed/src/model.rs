@@ -178,6 +178,23 @@ pub struct Stats {
     pub preemptions: u64,
 }
 
+impl Stats {
+    /// Those of two engines together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            running: self.running + other.running,
+            waiting: self.waiting + other.waiting,
+            kv_used_blocks: self.kv_used_blocks + other.kv_used_blocks,
+            kv_blocks: self.kv_blocks + other.kv_blocks,
+            prefix_queries_tokens: self.prefix_queries_tokens + other.prefix_queries_tokens,
+            prefix_hits_tokens: self.prefix_hits_tokens + other.prefix_hits_tokens,
+            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
+            generation_tokens: self.generation_tokens + other.generation_tokens,
+            preemptions: self.preemptions + other.preemptions,
+        }
+    }
+}
+
 /// Work ahead of a request that would be submitted now.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Backlog {

@@ -3,6 +3,7 @@
 //! One idea: a family is one call, which writes its help, type and series, and for counters and
 //! histograms the `_created` gauges that go with them. O(series).
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use super::histogram::Histogram;
@@ -41,6 +42,12 @@ impl Page {
     pub(super) fn sample(&mut self, name: &str, labels: &str, value: f64) {
         // Writing to a String cannot fail.
         let _ = writeln!(self.out, "{name}{{{labels}}} {value:?}");
+    }
+
+    /// A series without labels.
+    pub(super) fn bare(&mut self, name: &str, value: f64) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.out, "{name} {value:?}");
     }
 
     /// A gauge; each value has one more label or none.
@@ -82,4 +89,47 @@ impl Page {
         let labels = format!("{}{comma}{extra}", self.own);
         self.sample(name, &labels, value);
     }
+}
+
+/// One page out of those of several ranks: each family once, with the series of all.
+pub(super) fn merged(pages: Vec<String>) -> String {
+    let mut pages = pages.into_iter();
+    let first = pages.next().unwrap_or_default();
+    let others: Vec<String> = pages.collect();
+    if others.is_empty() {
+        return first;
+    }
+    let mut series: HashMap<&str, Vec<&str>> = HashMap::new();
+    for page in &others {
+        for (family, lines) in families(page) {
+            series.entry(family).or_default().push(lines);
+        }
+    }
+    let mut out = String::with_capacity(first.len() * (1 + others.len()));
+    for (family, lines) in families(&first) {
+        out.push_str(family);
+        out.push_str(lines);
+        series
+            .get(family)
+            .into_iter()
+            .flatten()
+            .for_each(|lines| out.push_str(lines));
+    }
+    out
+}
+
+/// The heads of a page's families (help and type), each with its series.
+fn families(page: &str) -> impl Iterator<Item = (&str, &str)> {
+    let mut rest = page;
+    std::iter::from_fn(move || {
+        let after = rest.strip_prefix("# HELP ")?;
+        let end = after
+            .find("\n# HELP ")
+            .map_or(rest.len(), |at| "# HELP ".len() + at + 1);
+        let (family, next) = rest.split_at(end);
+        rest = next;
+        let type_at = family.find("# TYPE ")?;
+        let head = type_at + family.get(type_at..)?.find('\n')? + 1;
+        Some(family.split_at(head))
+    })
 }

@@ -19,7 +19,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::clock::Clock;
 use super::cut::{Cut, cut, nonsense, overstate};
 use super::error::{self, ApiError};
 use super::fault::{Fault, Faults, Target};
@@ -27,7 +26,9 @@ use super::infer::{self, Call};
 use super::listen::Connection;
 use super::plain::{self, Plain};
 use super::prompt::Api;
+use super::ranks::Ranks;
 use super::seen::{SeenLog, Visit};
+use crate::model::Stats;
 
 /// Largest body that is read.
 const MAX_BODY_BYTES: usize = 64 << 20;
@@ -49,8 +50,8 @@ pub(super) struct App {
     pub(super) models: Vec<String>,
     /// Those of them that are not served at present.
     pub(super) unloaded: Mutex<HashSet<String>>,
-    /// The model.
-    pub(super) clock: Arc<Clock>,
+    /// The model, once for each data-parallel rank.
+    pub(super) ranks: Ranks,
     /// What goes wrong.
     pub(super) faults: Arc<Faults>,
     /// The inference requests seen.
@@ -87,6 +88,13 @@ impl App {
     /// The real name of the model.
     pub(super) fn first_model(&self) -> &str {
         self.models.first().map_or("", String::as_str)
+    }
+
+    /// Gauges and counters of all ranks together.
+    pub(super) fn stats(&self) -> Stats {
+        let clocks = self.ranks.clocks().iter();
+        let stats = clocks.map(|clock| clock.snapshot().stats);
+        stats.reduce(Stats::plus).unwrap_or_default()
     }
 
     fn new_request_id(&self) -> String {
@@ -176,7 +184,10 @@ pub(super) async fn handle(
     };
     let status = answer.status().as_u16();
     let handler = known.map_or("none", |(path, _, _)| path);
-    app.clock.count_http(handler, head.method.as_str(), status);
+    // What the front counts belongs to no rank; the first keeps it.
+    if let Some(clock) = app.ranks.clocks().first() {
+        clock.count_http(handler, head.method.as_str(), status);
+    }
     let headers = answer.headers_mut();
     headers.insert(SERVER, HeaderValue::from_static("uvicorn"));
     headers.insert(REQUEST_ID, id);

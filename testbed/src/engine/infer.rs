@@ -81,7 +81,8 @@ fn start(call: &Call<'_>, visit: &Visit) -> Result<Running, ApiError> {
     let json = parse_json(call.head, call.body)?;
     visit.note(|seen| seen.model = json.get("model").and_then(Value::as_str).map(str::to_owned));
     let model = app.model(&json)?;
-    check_rank(call.head)?;
+    let (rank, clock) = app.ranks.choose(call.head)?;
+    visit.note(|seen| seen.rank = Some(rank));
     let ask = prompt::read(call.api, &json)?;
     let output_tokens = output_tokens(app, call.api, &ask)?;
     let prompt_tokens = ask
@@ -95,15 +96,14 @@ fn start(call: &Call<'_>, visit: &Visit) -> Result<Running, ApiError> {
         Some(_) => Ending::Length,
         None => Ending::Stop,
     };
-    let flight =
-        app.clock
-            .submit(jobs, ask.stream, ending)
-            .map_err(|rejection| match rejection {
-                Rejection::Busy => ApiError::busy(),
-                Rejection::Refused(refusal) => {
-                    ApiError::bad_request(Some("input_tokens"), refusal.to_string())
-                }
-            })?;
+    let flight = clock
+        .submit(jobs, ask.stream, ending)
+        .map_err(|rejection| match rejection {
+            Rejection::Busy => ApiError::busy(),
+            Rejection::Refused(refusal) => {
+                ApiError::bad_request(Some("input_tokens"), refusal.to_string())
+            }
+        })?;
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -117,21 +117,6 @@ fn start(call: &Call<'_>, visit: &Visit) -> Result<Running, ApiError> {
         prompt_tokens,
         json,
     })
-}
-
-/// A rank other than 0 does not exist here; what is not a number is ignored, as vLLM does.
-fn check_rank(head: &Parts) -> Result<(), ApiError> {
-    let rank = head
-        .headers
-        .get("x-data-parallel-rank")
-        .and_then(|rank| rank.to_str().ok());
-    match rank.and_then(|rank| rank.parse::<i64>().ok()) {
-        Some(rank) if rank != 0 => {
-            let message = format!("data_parallel_rank {rank} is out of range [0, 1).");
-            Err(ApiError::bad_request(None, message))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// How much every choice generates, if each prompt leaves room for it in the context.
@@ -292,7 +277,8 @@ fn load_report(call: &Call<'_>) -> Option<HeaderValue> {
         .get("endpoint-load-metrics-format")?
         .to_str()
         .ok()?;
-    let now: Snapshot = call.app.clock.snapshot();
+    // Of several ranks the last that was written counts, as with vLLM.
+    let now: Snapshot = call.app.ranks.clocks().last()?.snapshot();
     let (waiting, usage) = (f64::from(now.stats.waiting), now.kv_usage());
     let report = match format.to_ascii_uppercase().as_str() {
         "TEXT" => format!(

@@ -135,17 +135,22 @@ impl Meters {
     }
 }
 
-/// The whole page for an engine that serves `model`.
-pub(super) fn page(now: &Snapshot, meters: &Meters, model: &str) -> String {
+/// The whole page of one data-parallel rank of an engine that serves `model`.
+pub(super) fn page(now: &Snapshot, meters: &Meters, model: &str, rank: usize) -> String {
     let model = model.replace('\\', "\\\\").replace('"', "\\\"");
-    let own = format!("engine=\"0\",model_name=\"{model}\"");
+    let own = format!("engine=\"{rank}\",model_name=\"{model}\"");
     let mut page = Page::new(own, meters.created_unix_s);
+    if rank == 0 {
+        process(&mut page, meters);
+    }
     load(&mut page, now);
     work(&mut page, now, meters);
     histograms(&mut page, meters);
-    rejections(&mut page, meters, &model);
-    cache_config(&mut page, &now.params);
-    http(&mut page, meters);
+    cache_config(&mut page, &now.params, rank);
+    if rank == 0 {
+        rejections(&mut page, meters, &model);
+        http(&mut page, meters);
+    }
     page.text()
 }
 
@@ -312,7 +317,15 @@ fn histograms(page: &mut Page, meters: &Meters) {
     }
 }
 
-/// The one family without an engine label.
+/// What the client library tells of the process.
+fn process(page: &mut Page, meters: &Meters) {
+    let name = "process_start_time_seconds";
+    let help = "Start time of the process since unix epoch in seconds.";
+    page.head(name, help, "gauge");
+    page.bare(name, meters.created_unix_s);
+}
+
+/// The one family of the model without an engine label.
 fn rejections(page: &mut Page, meters: &Meters, model: &str) {
     let name = "vllm:admission_rejections_total";
     page.head(
@@ -329,9 +342,9 @@ fn rejections(page: &mut Page, meters: &Meters, model: &str) {
     }
 }
 
-fn cache_config(page: &mut Page, params: &ModelParams) {
+fn cache_config(page: &mut Page, params: &ModelParams, rank: usize) {
     let labels = format!(
-        "block_size=\"{}\",cache_dtype=\"auto\",enable_prefix_caching=\"True\",engine=\"0\",\
+        "block_size=\"{}\",cache_dtype=\"auto\",enable_prefix_caching=\"True\",engine=\"{rank}\",\
          gpu_memory_utilization=\"0.92\",kv_cache_size_tokens=\"{}\",num_cpu_blocks=\"None\",\
          num_gpu_blocks=\"{}\",num_gpu_blocks_override=\"None\",prefix_caching_hash_algo=\"sha256\"",
         params.block_tokens,

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::clock::Sleep;
 use super::error::ApiError;
+use super::exposition;
 use super::fault::FaultPlan;
 use super::http::{App, Body, full, json_answer, parse_json};
 use super::metrics;
@@ -58,12 +59,13 @@ pub(super) fn answer(
     body: &[u8],
 ) -> Result<Response<Body>, ApiError> {
     let ok = |body: Value| Ok(json_answer(StatusCode::OK, body.to_string()));
+    let clocks = app.ranks.clocks().iter();
     match plain {
         Plain::Version => ok(json!({"version": "0.32.0"})),
         Plain::Models => ok(models(app)),
         Plain::Metrics => Ok(metrics_page(app)),
         Plain::Load => {
-            let stats = app.clock.snapshot().stats;
+            let stats = app.stats();
             ok(json!({"server_load": stats.running + stats.waiting}))
         }
         Plain::Tokenize => ok(tokenize(app, &parse_json(head, body)?)?),
@@ -73,20 +75,25 @@ pub(super) fn answer(
                 .uri
                 .query()
                 .is_some_and(|query| query.split('&').any(|pair| pair == "level=2"));
-            app.clock.set_sleep(if deep {
-                Sleep::Discarded
-            } else {
-                Sleep::Offloaded
-            });
+            let sleep = match deep {
+                true => Sleep::Discarded,
+                false => Sleep::Offloaded,
+            };
+            clocks.for_each(|clock| clock.set_sleep(sleep));
             Ok(full(String::new()))
         }
         Plain::WakeUp => {
-            app.clock.set_sleep(Sleep::Awake);
+            clocks.for_each(|clock| clock.set_sleep(Sleep::Awake));
             Ok(full(String::new()))
         }
-        Plain::IsSleeping => ok(json!({"is_sleeping": app.clock.sleep() != Sleep::Awake})),
+        Plain::IsSleeping => {
+            let sleeps = clocks
+                .map(|clock| clock.sleep())
+                .any(|it| it != Sleep::Awake);
+            ok(json!({"is_sleeping": sleeps}))
+        }
         Plain::ResetPrefixCache => {
-            app.clock.reset_prefix_cache();
+            clocks.for_each(|clock| clock.reset_prefix_cache());
             Ok(full(String::new()))
         }
         Plain::GetFault => ok(json!(app.faults.plan())),
@@ -117,10 +124,10 @@ fn models(app: &App) -> Value {
 }
 
 fn metrics_page(app: &App) -> Response<Body> {
-    let page = app
-        .clock
-        .with_meters(|now, meters| metrics::page(now, meters, app.first_model()));
-    let mut answer = full(page);
+    let pages = app.ranks.clocks().iter().enumerate().map(|(rank, clock)| {
+        clock.with_meters(|now, meters| metrics::page(now, meters, app.first_model(), rank))
+    });
+    let mut answer = full(exposition::merged(pages.collect()));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     answer.headers_mut().insert(CONTENT_TYPE, kind);
     answer

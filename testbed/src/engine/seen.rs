@@ -28,6 +28,8 @@ pub struct Seen {
     pub body_xxh3: u64,
     /// The model that the body names.
     pub model: Option<String>,
+    /// The data-parallel rank that it was given to.
+    pub rank: Option<usize>,
     /// Tokens of all its prompts.
     pub prompt_tokens: u32,
     /// Prompt tokens served from the prefix cache; `None` until the first token is out.

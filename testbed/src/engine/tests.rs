@@ -5,6 +5,7 @@ mod cache;
 mod faults;
 mod life;
 mod page;
+mod ranks;
 
 use std::time::Duration;
 

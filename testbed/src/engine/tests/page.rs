@@ -44,7 +44,8 @@ fn parsed(page: &str) -> (BTreeMap<String, String>, BTreeMap<String, f64>) {
             );
         } else if !line.starts_with("# HELP ") {
             let (key, value) = line.rsplit_once(' ').unwrap();
-            assert!(key.ends_with('}') && key.contains('{'), "{line}");
+            let is_bare = key == "process_start_time_seconds";
+            assert!(is_bare || key.ends_with('}') && key.contains('{'), "{line}");
             assert!(
                 series
                     .insert(key.to_owned(), value.parse().unwrap())
