@@ -26,10 +26,12 @@ mod passing;
 mod policies;
 mod prefix;
 mod pressure;
+mod ranks;
 mod raw;
 mod record;
 mod refusals;
 mod replay;
+mod roles;
 mod routing;
 mod sessions;
 mod spec;
@@ -152,6 +154,8 @@ fn cases() -> Vec<Case> {
         status::cases(),
         makers::cases(),
         fleet::cases(),
+        ranks::cases(),
+        roles::cases(),
         health::cases(),
         stall::cases(),
         admission::cases(),

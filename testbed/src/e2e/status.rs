@@ -42,7 +42,8 @@ fn page_address(stack: &Stack<'_>) -> anyhow::Result<SocketAddr> {
     stack.status().context("no listener of the status page")
 }
 
-async fn facts(stack: &Stack<'_>) -> anyhow::Result<Value> {
+/// What the status page is told.
+pub(super) async fn facts(stack: &Stack<'_>) -> anyhow::Result<Value> {
     let call = Call::get("/warmpath/status");
     let client = Client::new(page_address(stack)?)?;
     let reply = client.send(call).await?.expect_status(200)?;
@@ -54,7 +55,7 @@ async fn facts(stack: &Stack<'_>) -> anyhow::Result<Value> {
 }
 
 /// What a JSON pointer leads to; null if nothing is there.
-fn at<'a>(document: &'a Value, pointer: &str) -> &'a Value {
+pub(super) fn at<'a>(document: &'a Value, pointer: &str) -> &'a Value {
     document.pointer(pointer).unwrap_or(&Value::Null)
 }
 

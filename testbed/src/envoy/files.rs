@@ -35,9 +35,27 @@ pub(super) fn write(file: &Path, kind: &str, resources: &[Value]) -> anyhow::Res
 
 /// Writes the endpoints of a cluster.
 pub fn write_endpoints(file: &Path, cluster: &str, addresses: &[SocketAddr]) -> anyhow::Result<()> {
-    let endpoints: Vec<_> = addresses
+    let addresses = addresses.iter();
+    let endpoints: Vec<_> = addresses.map(|it| (*it, Value::Null)).collect();
+    write_described_endpoints(file, cluster, &endpoints)
+}
+
+/// Writes the endpoints of a cluster, each with its metadata for the filter, if that is an object.
+pub fn write_described_endpoints(
+    file: &Path,
+    cluster: &str,
+    endpoints: &[(SocketAddr, Value)],
+) -> anyhow::Result<()> {
+    let endpoints: Vec<_> = endpoints
         .iter()
-        .map(|address| json!({"endpoint": {"address": socket_address(*address)}}))
+        .map(|(address, metadata)| {
+            let mut endpoint = json!({"endpoint": {"address": socket_address(*address)}});
+            if let (Some(endpoint), true) = (endpoint.as_object_mut(), metadata.is_object()) {
+                let metadata = json!({"filter_metadata": {"warmpath": metadata}});
+                endpoint.insert("metadata".to_owned(), metadata);
+            }
+            endpoint
+        })
         .collect();
     let assignment = json!({
         "cluster_name": cluster,
