@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use warmpath_core::board::{MOST_NEWS, Row};
 use warmpath_core::fitness::Fitness;
-use warmpath_core::fleet::{Engine, Fleet, HostHealth};
+use warmpath_core::fleet::{Engine, Fleet, HostHealth, Metadata};
 use warmpath_core::lease::{self, Candidate};
 use warmpath_core::load::Load;
 use warmpath_core::prefix;
@@ -104,7 +104,7 @@ fn parts_of_the_fleet_are_as_long_as_the_page_says() {
     for wanted in [
         format!("{empty} bytes"),
         format!(
-            "{} for each cluster and its name",
+            "{} for each cluster and its names",
             cluster - empty - "abc".len()
         ),
         format!("{} for each host", host - cluster),
@@ -116,6 +116,24 @@ fn parts_of_the_fleet_are_as_long_as_the_page_says() {
     ] {
         assert!(row.contains(&wanted), "no {wanted:?} in {row}");
     }
+    let rank = fleet_bytes(&mut fleet, |fleet| {
+        let engine = fleet.engines.get_mut(&at).expect("an engine");
+        engine.ranks.push(Engine::default());
+    });
+    let wanted = format!("{} for each rank", rank - engine);
+    assert!(row.contains(&wanted), "no {wanted:?} in {row}");
+    let all = fleet.engines.values_mut();
+    all.for_each(|engine| engine.ranks.clear());
+    let described = fleet_bytes(&mut fleet, |fleet| {
+        let cluster = fleet.clusters.get_mut("abc").expect("a cluster");
+        cluster.metadata.push((at, Metadata::default()));
+    });
+    let wanted = format!("{} and its texts for one with metadata", described - engine);
+    assert!(row.contains(&wanted), "no {wanted:?} in {row}");
+    fleet
+        .clusters
+        .values_mut()
+        .for_each(|it| it.metadata.clear());
     let lora = fleet_bytes(&mut fleet, |fleet| {
         let loras = &mut fleet.engines.get_mut(&at).expect("an engine").loras;
         loras.push((1, true));
