@@ -275,7 +275,7 @@ impl Scout {
                 max_bytes: scrape.polling.max_bytes,
             })
         };
-        let admin = |path: String| {
+        let admin = |path: String, most_bytes: usize| {
             let polling = config.discovery.as_ref()?;
             Some(HttpCall {
                 cluster: polling.cluster.clone(),
@@ -283,7 +283,7 @@ impl Scout {
                 authority: polling.cluster.clone(),
                 header: None,
                 timeout_ms: polling.timeout_ms,
-                max_bytes: polling.max_bytes,
+                max_bytes: polling.max_bytes.min(most_bytes),
             })
         };
         match call {
@@ -291,13 +291,16 @@ impl Scout {
                 let pools = config.pools.iter();
                 let names: BTreeSet<&str> = pools.map(|pool| pool.cluster.as_str()).collect();
                 let names: Vec<&str> = names.into_iter().collect();
-                admin(clusters::path(&names))
+                admin(clusters::path(&names), usize::MAX)
             }
             Call::Metadata => {
                 let pools = config.pools.iter().filter(|pool| pool.reads_metadata);
                 let names: BTreeSet<&str> = pools.map(|pool| self.service(pool)).collect();
                 let names: Vec<&str> = names.into_iter().collect();
-                admin(endpoint_metadata::path(&names))
+                admin(
+                    endpoint_metadata::path(&names),
+                    endpoint_metadata::MAX_PAGE_BYTES,
+                )
             }
             Call::Metrics(address) => {
                 let path = self.paths.get(address).map(|(path, _)| path.clone());

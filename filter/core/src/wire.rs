@@ -1,7 +1,7 @@
 //! What engines and Envoy's admin tell us, read from their bytes.
 //!
-//! Each parser takes a whole text, or pieces of one, and gives plain values. None keeps a tree of
-//! the text, and each has a bound on what it returns. They never panic: what is not understood is
+//! Each parser takes a whole text, or pieces of one, and gives plain values. None but that of the
+//! seldom read metadata keeps a tree of the text, and each has a bound on what it returns. They never panic: what is not understood is
 //! left out where a part is useful without it, and an error where it is not.
 
 pub mod clusters;

@@ -8,13 +8,17 @@
 //!
 //! The health in this page is coarser than that in [`clusters`](super::clusters) and is not read.
 
-mod shapes;
-
-use std::net::SocketAddr;
+use serde_json::{Map, Value};
+use std::net::{IpAddr, SocketAddr};
 
 use super::admin::{MAX_CLUSTERS, MAX_HOSTS, names_regex};
-use super::{WireError, at_most};
-use shapes::DumpJson;
+use super::{MAX_NAME_BYTES, WireError, at_most};
+
+/// Longest page that should be read, which its tree is bounded by: for [`MAX_HOSTS`](super::MAX_HOSTS)
+/// endpoints of 1 KB.
+pub const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Most models and labels of an endpoint.
+const MAX_ENTRIES: usize = 256;
 
 /// What is written about one endpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,14 +55,127 @@ pub fn path(names: &[&str]) -> String {
 }
 
 /// Reads an answer. Fails when it is not JSON of that shape, has more endpoints than
-/// [`MAX_HOSTS`](super::MAX_HOSTS) or more clusters than [`MAX_CLUSTERS`](super::MAX_CLUSTERS). One
-/// pass.
+/// [`MAX_HOSTS`](super::MAX_HOSTS) or more clusters than [`MAX_CLUSTERS`](super::MAX_CLUSTERS). O(bytes),
+/// and the only page that is kept as a tree while it is read: it comes seldom, and typed readers of a
+/// page this deep were a twentieth of the module.
 pub fn parse(body: &[u8]) -> Result<Dump, WireError> {
-    let dump: DumpJson = serde_json::from_slice(body)?;
-    let (dump, found) = dump.content();
+    let page: Value = serde_json::from_slice(body)?;
+    let mut dump = Dump::default();
+    let mut found = 0;
+    let page = object(Some(&page))?;
+    for config in list(page.get("configs"))? {
+        let config = object(Some(config))?;
+        for kind in KINDS {
+            for cluster in list(config.get(kind))? {
+                let Some(assignment) = object(Some(cluster))?.get("endpoint_config") else {
+                    continue;
+                };
+                found += cluster_endpoints(object(Some(assignment))?, &mut dump)?;
+            }
+        }
+    }
     at_most("endpoints", found, MAX_HOSTS)?;
     at_most("clusters", dump.clusters.len(), MAX_CLUSTERS)?;
     Ok(dump)
+}
+
+/// The lists of a configuration that have endpoints.
+const KINDS: [&str; 2] = ["static_endpoint_configs", "dynamic_endpoint_configs"];
+/// JSON of another shape; where, nobody knows any more.
+const OTHER_SHAPE: WireError = WireError::Json { line: 1, column: 1 };
+
+type Object = Map<String, Value>;
+
+/// An object; one that is not there is an error.
+fn object(value: Option<&Value>) -> Result<&Object, WireError> {
+    value.and_then(Value::as_object).ok_or(OTHER_SHAPE)
+}
+
+/// A list; one that is not there is empty.
+fn list(value: Option<&Value>) -> Result<&[Value], WireError> {
+    match value {
+        None => Ok(&[]),
+        Some(Value::Array(list)) => Ok(list),
+        Some(_) => Err(OTHER_SHAPE),
+    }
+}
+
+/// Adds a cluster to what was found; how many endpoints it has.
+fn cluster_endpoints(assignment: &Object, dump: &mut Dump) -> Result<usize, WireError> {
+    let name = assignment.get("cluster_name").and_then(Value::as_str);
+    let name = name.unwrap_or_default();
+    let mut found = 0;
+    for locality in list(assignment.get("endpoints"))? {
+        for endpoint in list(object(Some(locality))?.get("lb_endpoints"))? {
+            found += 1;
+            if found <= MAX_HOSTS {
+                dump.endpoints.extend(metadata(name, endpoint));
+            }
+        }
+    }
+    // One more than the most tells that there are too many.
+    if dump.clusters.len() <= MAX_CLUSTERS {
+        dump.clusters.push(name.to_owned());
+    }
+    Ok(found)
+}
+
+/// An endpoint with what is written about it; `None` without an address or without metadata of ours.
+fn metadata(cluster: &str, endpoint: &Value) -> Option<EndpointMetadata> {
+    let ours = endpoint.pointer("/metadata/filter_metadata/warmpath")?;
+    let ours = ours.as_object()?;
+    let address = endpoint.pointer("/endpoint/address/socket_address")?;
+    let ip: IpAddr = text(address.get("address")?)?.parse().ok()?;
+    let port = number(address.get("port_value")?)?;
+    if port.fract() != 0.0 || !(0.0..=f64::from(u16::MAX)).contains(&port) {
+        return None;
+    }
+    let models = match ours.get("models") {
+        Some(Value::Array(models)) => models.as_slice(),
+        // A list of one is often written without brackets.
+        Some(model) => std::slice::from_ref(model),
+        None => &[],
+    };
+    let models = models.iter().take(MAX_ENTRIES).filter_map(text);
+    let labels = ours.get("labels").and_then(Value::as_object);
+    let labels = labels.into_iter().flatten().take(MAX_ENTRIES);
+    let mut labels: Vec<(String, String)> = labels
+        .filter_map(|(name, value)| Some((name.clone(), label(value)?)))
+        .collect();
+    // Envoy writes them in another order each time.
+    labels.sort();
+    let weight = ours.get("weight").and_then(number);
+    Some(EndpointMetadata {
+        cluster: cluster.to_owned(),
+        address: SocketAddr::new(ip, port as u16),
+        role: ours.get("role").and_then(text).map(str::to_owned),
+        models: models.map(str::to_owned).collect(),
+        labels,
+        weight: weight.filter(|weight| *weight > 0.0),
+    })
+}
+
+/// A text of bounded length that is not empty.
+fn text(value: &Value) -> Option<&str> {
+    let text = value.as_str()?;
+    (!text.is_empty() && text.len() <= MAX_NAME_BYTES).then_some(text)
+}
+
+/// A finite number, also one in quotes: Envoy makes texts of the fractions in a YAML file.
+fn number(value: &Value) -> Option<f64> {
+    let number = match value {
+        Value::String(text) => text.parse().ok(),
+        other => other.as_f64(),
+    };
+    number.filter(|number: &f64| number.is_finite())
+}
+
+/// What a person would call it: the text, or the number or flag as it is written.
+fn label(value: &Value) -> Option<String> {
+    match value {
+        Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
+        other => text(other).map(str::to_owned),
+    }
 }
 
 #[cfg(test)]
