@@ -11,7 +11,7 @@
 //! address (18) and that: role (a text, empty: none), weight (f32, NaN: none), labels and models, each
 //! a count (u16) and texts; then model names: count (u16), texts; then engines: count (u16), rows of
 //! 109 bytes with their LoRA adapters (9 bytes each), the numbers of their models (2 bytes each) and
-//! their ranks (rows without address, of 91 bytes and adapters). Texts are a length (u16) and UTF-8. Bounds: [`MAX_CLUSTERS`], [`MAX_ENDPOINTS`] hosts, engines and ranks,
+//! their ranks (rows without address, of 89 bytes and adapters). Texts are a length (u16) and UTF-8. Bounds: [`MAX_CLUSTERS`], [`MAX_ENDPOINTS`] hosts, engines and ranks,
 //! [`MAX_NAMES`] names, [`MAX_LORAS`] adapters and [`MAX_MODELS`] models an engine. What does not read
 //! is an empty fleet.
 

@@ -67,11 +67,8 @@ fn cluster(reader: &mut Reader, path: &str, value: &Value) -> Option<Listed> {
     }
     let mut fields = reader.object(path, value)?;
     let role = fields.optional(reader, "role", label);
-    let metadata = fields.flag(reader, "metadata", role.is_some());
-    if role.is_some() && !metadata {
-        let want = "true, because `role` is read from it";
-        reader.error(&fields.path("metadata"), &false.into(), want);
-    }
+    // A role stands in it.
+    let metadata = fields.flag(reader, "metadata", false) || role.is_some();
     fields.finish(reader);
     Some(Listed::Cluster { role, metadata })
 }
