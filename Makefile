@@ -69,6 +69,10 @@ reproducible: $(RUST) ## Build the module twice, in different folders, and compa
 validate: $(if $(CONFIG),,config-missing) $(ENVOY) module ## Let Envoy load CONFIG=FILE, the module and its configuration included
 	@$(call validate,$(CONFIG))
 
+.PHONY: migrate
+migrate: testbed ## Print an Envoy configuration for another router's command line; ARGS='-- vllm-router --worker-urls ...'
+	@$(TESTBED) migrate $(ARGS)
+
 ## -- work on it
 
 .PHONY: test

@@ -10,6 +10,7 @@ mod engine;
 mod envoy;
 mod matrix;
 mod microbench;
+mod migrate;
 mod model;
 mod module;
 mod overload;
@@ -60,6 +61,8 @@ enum Command {
     Overload(overload::Args),
     /// Send very many requests and sessions, and look whether anything grows.
     Soak(soak::Args),
+    /// Print an Envoy configuration for the command line of another router.
+    Migrate(migrate::Args),
     /// Show on real vLLM engines what warmpath learns of them and how it routes.
     Vllm(vllm::Args),
     /// Make a small request trace.
@@ -83,6 +86,7 @@ fn main() -> anyhow::Result<()> {
         Command::Replay(args) => replay::run(args),
         Command::Overload(args) => overload::run(args),
         Command::Soak(args) => soak::run(args),
+        Command::Migrate(args) => migrate::run(args),
         Command::Vllm(args) => vllm::run(args),
         Command::Trace(args) => trace::run(args),
     }
