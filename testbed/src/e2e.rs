@@ -21,6 +21,7 @@ mod health;
 mod hostile;
 mod limits;
 mod makers;
+mod migrate;
 mod models;
 mod passing;
 mod policies;
@@ -153,6 +154,7 @@ fn cases() -> Vec<Case> {
         telemetry::cases(),
         status::cases(),
         makers::cases(),
+        migrate::cases(),
         fleet::cases(),
         ranks::cases(),
         roles::cases(),
