@@ -3,7 +3,7 @@
 //!
 //! Only addresses are replaced: an engine of the test's own takes the place of each that is named.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,6 +27,7 @@ pub(super) fn cases() -> Vec<Case> {
         production_stack_s_example_routes_by_model,
         vllm_router_s_retries_reach_another_engine,
         vllm_router_s_breaker_leaves_an_engine_out,
+        vllm_router_s_ranks_keep_their_sessions,
         dynamo_s_frontend_keeps_a_conversation_together,
     )
 }
@@ -293,5 +294,37 @@ async fn dynamo_s_frontend_keeps_a_conversation_together(context: &Context) -> a
         let first = homes.first();
         ensure!(homes.iter().all(|home| Some(home) == first), "{homes:?}");
     }
+    Ok(())
+}
+
+async fn vllm_router_s_ranks_keep_their_sessions(context: &Context) -> anyhow::Result<()> {
+    let set_up = |_: &str, config: &mut EngineConfig| config.data_parallel_size = 8;
+    let moved = Moved::start_with(context, "vllm-router-dp.sh", &[], set_up).await?;
+    let ask = async |session: u64, client: &str| {
+        let call = Call::chat(MODEL, "hello")
+            .header("x-session-id", format!("s-{session}"))?
+            .header("x-data-parallel-rank", client)?;
+        let reply = moved.client.send(call).await?.expect_status(200)?;
+        let name = engine_of(&reply)?;
+        let url = format!("http://{}", name.replace('-', ":"));
+        let log = moved.engines.get(&url).context("a stranger")?.log();
+        let seen = log.last().context("nothing seen")?;
+        let rank = seen.header("x-data-parallel-rank").context("no rank")?;
+        Ok::<_, anyhow::Error>((name, String::from_utf8_lossy(rank).parse::<u16>()?))
+    };
+    let mut places = BTreeSet::new();
+    for session in 0..40 {
+        let place = ask(session, "0").await?;
+        // Again, with another wish of the client's.
+        let again = ask(session, "7").await?;
+        ensure!(
+            place == again,
+            "session {session} at {place:?}, then {again:?}"
+        );
+        ensure!(place.1 < 8, "{place:?}");
+        places.insert(place);
+    }
+    let engines: BTreeSet<_> = places.iter().map(|(name, _)| name).collect();
+    ensure!(engines.len() == 2 && places.len() >= 8, "{places:?}");
     Ok(())
 }

@@ -112,6 +112,7 @@ fn what_the_filter_knows_it_accepts() {
         "production-stack-module.sh",
         "vllm-router-retries.sh",
         "vllm-router-breaker.sh",
+        "vllm-router-dp.sh",
         "dynamo.sh",
     ] {
         of(file).check().unwrap();
