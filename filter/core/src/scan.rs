@@ -40,6 +40,8 @@ pub use lexer::{MAX_DEPTH, ScanError};
 pub use plan::{MAX_KEY_BYTES, MAX_POINTER_DEPTH, MAX_POINTERS, PointerError, ScanPlan};
 pub use prompt::{CHUNK_BYTES, Link, Prompt};
 
+pub(crate) use search::clean_len;
+
 use lexer::Lexer;
 use receiver::{Collected, Receiver};
 

@@ -11,6 +11,7 @@
 #![allow(dead_code, reason = "modules that other tests use more of")]
 
 mod answer;
+mod body_changes;
 mod headers;
 mod inputs;
 mod metrics_page;
@@ -108,6 +109,7 @@ macro_rules! targets {
 
 targets! {
     answer: crate::answer::check_input,
+    body_changes: crate::body_changes::check_input,
     clusters: crate::inputs::clusters,
     config: crate::inputs::config,
     headers: crate::headers::check,

@@ -19,7 +19,7 @@ pub(super) const fn is_special(byte: u8) -> bool {
 
 /// The length of the longest prefix without a quote, a backslash or a control byte. O(n).
 #[inline]
-pub(super) fn clean_len(bytes: &[u8]) -> usize {
+pub(crate) fn clean_len(bytes: &[u8]) -> usize {
     // Most strings are short: look at one block before the wide loop.
     let Some((block, rest)) = bytes.split_first_chunk::<BLOCK>() else {
         return clean_len_short(bytes);
