@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 use warmpath_core::Answer;
-use warmpath_core::scout::{HttpCall, Reply};
+use warmpath_core::call::{HttpCall, Reply};
 use warmpath_core::store::{ABSENT, Store, Versioned};
 use warmpath_core::telemetry::Kind;
 use warmpath_core::wire::retry_after;
@@ -138,32 +138,59 @@ pub fn respond(answer: &Answer) {
     .ok();
 }
 
-/// Starts an asynchronous call; its token, or why there is none.
+/// Starts an asynchronous call with this body; its token, or why there is none.
 ///
 /// # Errors
 /// [`Reply::NoCluster`] or [`Reply::Failed`].
-pub fn call(http: &HttpCall) -> Result<u32, Reply<'static>> {
+pub fn call(http: &HttpCall, body: Option<&[u8]>) -> Result<u32, Reply<'static>> {
     let mut headers = vec![
-        (":method", "GET"),
+        (":method", http.method.name()),
         (":path", http.path.as_str()),
         (":authority", http.authority.as_str()),
         ("accept", "*/*"),
     ];
-    if let Some((name, value)) = &http.header {
-        headers.push((name, value));
-    }
+    let more = http.headers.iter();
+    headers.extend(more.map(|(name, value)| (name.as_str(), value.as_str())));
     let timeout = Duration::from_millis(http.timeout_ms);
-    let started = hostcalls::dispatch_http_call(&http.cluster, headers, None, Vec::new(), timeout);
+    let started = hostcalls::dispatch_http_call(&http.cluster, headers, body, Vec::new(), timeout);
     started.map_err(|status| match status {
         Status::BadArgument => Reply::NoCluster,
         _ => Reply::Failed,
     })
 }
 
+/// How an asynchronous call ended of whose answer at most so many bytes are read, given the number of
+/// its headers and its size; only in its callback. The body is put into `body`.
+pub fn call_reply(headers: usize, size: usize, most_bytes: usize, body: &mut Vec<u8>) -> Reply<'_> {
+    let Some(status) = call_status(headers) else {
+        return Reply::Failed;
+    };
+    if !call_has_header("x-envoy-upstream-service-time") {
+        // Envoy answers in the place of who does not.
+        match status {
+            503 if call_has_header("x-envoy-overloaded") => return Reply::NoRoom,
+            503 => return Reply::Failed,
+            504 => return Reply::TimedOut,
+            _ => {}
+        }
+    }
+    if size > most_bytes {
+        return Reply::TooLong;
+    }
+    *body = call_body(size);
+    Reply::Answer { status, body }
+}
+
+/// Whether a call's answer has a header; only in its callback, and only if it has any.
+fn call_has_header(name: &str) -> bool {
+    let value = hostcalls::get_map_value_bytes(MapType::HttpCallResponseHeaders, name);
+    value.ok().flatten().is_some()
+}
+
 /// The status of an asynchronous call's answer; only in its callback.
 ///
 /// Without headers there is no answer, and asking for one of them would be a trap.
-pub fn call_status(headers: usize) -> Option<u16> {
+fn call_status(headers: usize) -> Option<u16> {
     if headers == 0 {
         return None;
     }
@@ -172,7 +199,7 @@ pub fn call_status(headers: usize) -> Option<u16> {
 }
 
 /// The body of an asynchronous call's answer; only in its callback.
-pub fn call_body(size: usize) -> Vec<u8> {
+fn call_body(size: usize) -> Vec<u8> {
     if size == 0 {
         return Vec::new();
     }

@@ -1,10 +1,12 @@
 //! warmpath as Envoy sees it: callbacks in, host calls out. Every decision is made in
 //! `warmpath-core`; this crate only translates.
 
+mod calls;
 mod host;
 mod metrics;
 mod rewrite;
 mod root;
+mod scouting;
 mod status;
 mod stream;
 #[cfg(feature = "trap")]

@@ -1,25 +1,24 @@
-//! The one change that is made to a body: a model's own name in place of its alias.
+//! Changes of a request's body.
 
 use crate::host;
-use warmpath_core::decision::Rewrite;
+use warmpath_core::splice::{self, Change};
 
-/// Puts the model's own name where the alias stood, and nothing else.
-pub fn rewrite_model(rewrite: &Rewrite, held_bytes: usize, content_length: Option<usize>) {
-    let Some(body) = host::request_body(0, held_bytes) else {
-        return;
-    };
-    let (Some(before), Some(after)) =
-        (body.get(..rewrite.span.start), body.get(rewrite.span.end..))
-    else {
-        return;
-    };
-    let mut rewritten = Vec::with_capacity(body.len() + rewrite.json.len());
-    rewritten.extend_from_slice(before);
-    rewritten.extend_from_slice(rewrite.json.as_bytes());
-    rewritten.extend_from_slice(after);
-    if let Some(length) = content_length {
-        let grown = (length + rewritten.len()).saturating_sub(body.len());
-        host::set_request_header("content-length", Some(grown.to_string().as_bytes()));
+/// Makes these changes in what is held of a body, and in the header that tells its length; false if they
+/// cannot be made. Nothing is touched if there is nothing to change.
+pub fn rewrite(changes: &[Change], held_bytes: usize, content_length: Option<usize>) -> bool {
+    if changes.is_empty() {
+        return true;
     }
-    host::replace_request_body(&rewritten);
+    let Some(body) = host::request_body(0, held_bytes) else {
+        return false;
+    };
+    let Some(changed) = splice::rewrite(&body, changes) else {
+        return false;
+    };
+    if let Some(length) = content_length {
+        let length = (length + changed.len()).saturating_sub(body.len());
+        host::set_request_header("content-length", Some(length.to_string().as_bytes()));
+    }
+    host::replace_request_body(&changed);
+    true
 }

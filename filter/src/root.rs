@@ -48,7 +48,7 @@ impl Root {
     /// meanwhile.
     fn make_calls(&self) {
         for (call, http) in self.with(Worker::calls) {
-            let started = host::call(&http);
+            let started = host::call(&http, None);
             self.with(|worker| worker.call_started(call, started));
         }
     }

@@ -38,7 +38,14 @@ fn with(worker: &Shared, call: impl FnOnce(&mut Worker) -> Action) -> Action {
     }
 }
 
-impl Context for Stream {}
+impl Context for Stream {
+    fn on_http_call_response(&mut self, token: u32, headers: usize, size: usize, _: usize) {
+        self.with(|worker| {
+            worker.request_call_answered(self.context, token, headers, size);
+            Action::Continue
+        });
+    }
+}
 
 impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {

@@ -1,21 +1,20 @@
 //! One worker thread's part in one config: the router, and the requests it has under way.
 
+use crate::calls::Outstanding;
 use crate::host::{self, SharedData};
 use crate::metrics::{EnvoyStats, Metrics};
-use crate::rewrite::rewrite_model;
-use log::{Level, debug, info, log_enabled, warn};
+use crate::rewrite::rewrite;
+use log::{Level, debug, log_enabled, warn};
 use proxy_wasm::types::Action;
 use std::collections::HashMap;
 use warmpath_core::address::RANK_HEADER;
 use warmpath_core::feedback::Finding;
-use warmpath_core::fleet::Engine;
 use warmpath_core::router::{Outcome, Response};
-use warmpath_core::scout::{HttpCall, Reply};
 use warmpath_core::scrape::Call;
 use warmpath_core::status::{Reply as Page, Reporter};
-use warmpath_core::telemetry::{Endpoint, Scrape, Span};
+use warmpath_core::telemetry::{Endpoint, Span};
 use warmpath_core::wire::orca;
-use warmpath_core::{Config, Decision, Exchange, Fallback, Head, Router, Step};
+use warmpath_core::{Answer, Config, Decision, Exchange, Fallback, Head, Router, Step};
 
 /// Bytes read from a body at a time: a slice costs its size.
 const READ_BYTES: usize = 64 * 1024;
@@ -30,21 +29,32 @@ const STOP_HOLDING_US: u64 = 30_000_000;
 
 /// What happens to a stream next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub enum Phase {
     /// Its body is awaited.
     Held,
+    /// The reply to a call is awaited.
+    Calling,
     /// It was sent on.
     Sent,
     /// It was answered here.
     Answered,
 }
 
+/// A request, from its headers to its end.
 #[derive(Debug)]
-struct Request {
-    exchange: Exchange,
-    phase: Phase,
+pub struct Request {
+    pub exchange: Exchange,
+    pub phase: Phase,
     held_us: u64,
     read: usize,
+    /// What Envoy holds of the body while the request is not sent.
+    pub held_bytes: usize,
+    /// Whether the client has sent all of it.
+    pub arrived: bool,
+    /// The call of which the reply is awaited.
+    pub call: Option<Outstanding>,
+    /// Whether the response has begun.
+    pub responded: bool,
     /// Whether the response's status says that an engine took the request.
     accepted: bool,
     /// Parts of the response's body seen; with a stream about one for each token.
@@ -70,16 +80,16 @@ enum Holding {
 /// The state of one VM and config.
 #[derive(Debug)]
 pub struct Worker {
-    router: Router<SharedData>,
+    pub(crate) router: Router<SharedData>,
     /// The same as the router's.
     store: SharedData,
-    metrics: Metrics,
+    pub(crate) metrics: Metrics,
     /// Boxed: a request changes hands with every callback.
-    requests: HashMap<u32, Box<Request>>,
+    pub(crate) requests: HashMap<u32, Box<Request>>,
     holding: Holding,
     /// Calls under way, by token, with the time they were made; as many as there are engines.
-    calls: HashMap<u32, (Call, u64)>,
-    warned_of_cluster: bool,
+    pub(crate) calls: HashMap<u32, (Call, u64)>,
+    pub(crate) warned_of_cluster: bool,
     reporter: Reporter,
 }
 
@@ -138,6 +148,10 @@ impl Worker {
             phase: Phase::Held,
             held_us: now_us,
             read: 0,
+            held_bytes: 0,
+            arrived: end_of_stream,
+            call: None,
+            responded: false,
             accepted: false,
             parts: 0,
             complete: false,
@@ -155,7 +169,7 @@ impl Worker {
             let fallback = Fallback::StopIterationMissing;
             step = request.exchange.give_up(&mut self.router, fallback, now_us);
         }
-        let action = self.apply(&mut request, step, 0);
+        let action = self.apply(&mut request, step);
         self.requests.insert(context, request);
         action
     }
@@ -165,11 +179,17 @@ impl Worker {
         let Some(mut request) = self.requests.remove(&context) else {
             return Action::Continue;
         };
+        request.arrived |= ended;
         let action = match request.phase {
             Phase::Held => {
                 self.holding = Holding::Works;
+                request.held_bytes = size;
                 let step = self.scan(&mut request, size, ended);
-                self.apply(&mut request, step, size)
+                self.apply(&mut request, step)
+            }
+            Phase::Calling => {
+                request.held_bytes = size;
+                Action::Pause
             }
             Phase::Sent => Action::Continue,
             Phase::Answered => Action::Pause,
@@ -186,16 +206,16 @@ impl Worker {
         let Some(mut request) = self.requests.remove(&context) else {
             return Action::Continue;
         };
+        request.arrived = true;
         let action = match request.phase {
             Phase::Held => {
                 let step = request
                     .exchange
                     .on_body(&mut self.router, &[], true, host::now_us());
-                let held_bytes = request.read;
-                self.apply(&mut request, step, held_bytes)
+                self.apply(&mut request, step)
             }
             Phase::Sent => Action::Continue,
-            Phase::Answered => Action::Pause,
+            Phase::Calling | Phase::Answered => Action::Pause,
         };
         self.sent(&mut request);
         self.requests.insert(context, request);
@@ -208,6 +228,7 @@ impl Worker {
             return Action::Continue;
         };
         request.complete |= ended;
+        request.responded = true;
         let charged = request.exchange.is_charged();
         if request.phase != Phase::Sent || !(charged || request.explained.is_some()) {
             return Action::Continue;
@@ -396,7 +417,7 @@ impl Worker {
             let step = request
                 .exchange
                 .give_up(&mut self.router, fallback, host::now_us());
-            self.apply(&mut request, step, 0);
+            self.apply(&mut request, step);
         }
         self.requests.insert(context, request);
     }
@@ -411,79 +432,6 @@ impl Worker {
     #[cfg(feature = "trap")]
     pub fn holds_lease(&self) -> bool {
         self.router.scout().holds_lease()
-    }
-
-    /// The calls that are due.
-    pub fn calls(&mut self) -> Vec<(Call, HttpCall)> {
-        let before = self.router.scout().holds_lease();
-        let calls = self.router.calls(host::now_us());
-        if self.router.scout().holds_lease() && !before {
-            self.metrics.lease_changed();
-        }
-        calls
-    }
-
-    /// A call was made, or could not be.
-    pub fn call_started(&mut self, call: Call, started: Result<u32, Reply>) {
-        let now_us = host::now_us();
-        match started {
-            Ok(token) => {
-                self.calls.insert(token, (call, now_us));
-            }
-            Err(reply) => self.call_ended(&call, reply, 0),
-        }
-    }
-
-    /// A call was answered, or failed.
-    pub fn call_answered(&mut self, token: u32, headers: usize, size: usize) {
-        let Some((call, started_us)) = self.calls.remove(&token) else {
-            return;
-        };
-        let took_us = host::now_us().saturating_sub(started_us);
-        let Some(status) = host::call_status(headers) else {
-            return self.call_ended(&call, Reply::Failed, took_us);
-        };
-        if size > self.router.most_bytes(&call) {
-            return self.call_ended(&call, Reply::TooLong, took_us);
-        }
-        // Envoy answers in the place of who cannot be reached.
-        if status == 503 || status == 504 {
-            return self.call_ended(&call, Reply::Failed, took_us);
-        }
-        let body = host::call_body(size);
-        let reply = Reply::Answer {
-            status,
-            body: &body,
-        };
-        self.call_ended(&call, reply, took_us);
-    }
-
-    fn call_ended(&mut self, call: &Call, reply: Reply, took_us: u64) {
-        let now_us = host::now_us();
-        let learned = self.router.call_ended(call, reply, now_us);
-        match call {
-            Call::Metrics(socket) => {
-                for (number, row) in self.router.engine(socket).enumerate() {
-                    let at = Endpoint {
-                        pool: row.pool,
-                        address: row.address,
-                    };
-                    match row.engine.filter(|_| learned) {
-                        Some(engine) => self.metrics.scraped(at, &scrape(engine, now_us)),
-                        None => self.metrics.scrape_failed(at),
-                    }
-                    if learned && number == 0 {
-                        self.metrics.scrape_took(row.pool, took_us);
-                    }
-                }
-            }
-            Call::Endpoints | Call::Metadata if !learned => self.metrics.discovery_failed(),
-            Call::Endpoints | Call::Metadata | Call::Models(_) => {}
-        }
-        if matches!(reply, Reply::NoCluster) && !self.warned_of_cluster {
-            self.warned_of_cluster = true;
-            info!("Envoy has no cluster for {call:?}: add it, or turn `discovery` or `scrape` off");
-        }
     }
 
     /// Writes the gauges, if this worker is the one that does.
@@ -528,7 +476,7 @@ impl Worker {
     }
 
     /// All of a request was read from the client.
-    fn sent(&mut self, request: &mut Request) {
+    pub fn sent(&mut self, request: &mut Request) {
         if request.phase == Phase::Sent && request.exchange.is_charged() {
             let router = &mut self.router;
             request
@@ -583,26 +531,48 @@ impl Worker {
         }
     }
 
-    fn apply(&mut self, request: &mut Request, step: Step, held_bytes: usize) -> Action {
+    /// Does what a step says.
+    pub fn apply(&mut self, request: &mut Request, step: Step) -> Action {
         match step {
             Step::Hold => return Action::Pause,
-            Step::Route(decision) => self.route(request, &decision, held_bytes),
+            Step::Call(call) => return self.hold_for(request, *call),
+            Step::Route(decision) => return self.route(request, decision),
             Step::Pass { pool, fallback } => {
                 self.metrics.fell_back(fallback);
                 self.set_cluster(pool);
             }
-            Step::Answer(answer) => {
-                self.metrics.answered(&answer);
-                request.phase = Phase::Answered;
-                host::respond(&answer);
-                return Action::Pause;
-            }
+            Step::Answer(answer) => return self.answer(request, &answer),
         }
         request.phase = Phase::Sent;
         Action::Continue
     }
 
-    fn route(&mut self, request: &mut Request, decision: &Decision, held_bytes: usize) {
+    /// Answers a request from here.
+    pub fn answer(&mut self, request: &mut Request, answer: &Answer) -> Action {
+        self.metrics.answered(answer);
+        request.phase = Phase::Answered;
+        host::respond(answer);
+        Action::Pause
+    }
+
+    fn route(&mut self, request: &mut Request, mut decision: Decision) -> Action {
+        if let Some(call) = decision.beside.take()
+            && let Some(answer) = self.call_beside(request, *call)
+        {
+            return self.answer(request, &answer);
+        }
+        if !rewrite(
+            &decision.changes,
+            request.held_bytes,
+            request.content_length,
+        ) {
+            let answer = Answer::bad_json("it cannot be changed as it must be");
+            return self.answer(request, &answer);
+        }
+        let decision = &decision;
+        for (name, value) in &decision.headers {
+            host::set_request_header(name, Some(value.as_bytes()));
+        }
         let destination = self.router.destination(decision);
         let config = self.router.config();
         host::set_request_header(&config.headers.destination, Some(destination.as_bytes()));
@@ -613,9 +583,6 @@ impl Worker {
         self.set_cluster(Some(decision.pool));
         if request.exchange.feedback().asks_load() {
             host::set_request_header(orca::REQUEST_HEADER, Some(b"TEXT"));
-        }
-        if let Some(rewrite) = &decision.rewrite {
-            rewrite_model(rewrite, held_bytes, request.content_length);
         }
         if let Some(fallback) = decision.fallback {
             self.metrics.fell_back(fallback);
@@ -637,6 +604,8 @@ impl Worker {
             "{}: {policy}; {reason}; {destination}",
             String::from_utf8_lossy(id)
         );
+        request.phase = Phase::Sent;
+        Action::Continue
     }
 
     fn set_cluster(&self, pool: Option<usize>) {
@@ -652,23 +621,5 @@ impl Worker {
             .iter()
             .map(|name| warmpath_core::session::header(headers, name));
         found.find_map(|value| value.map(<[u8]>::to_vec))
-    }
-}
-
-/// An engine's figures as they are shown.
-fn scrape(engine: &Engine, now_us: u64) -> Scrape {
-    let hits = engine.queried_tokens.zip(engine.hit_tokens);
-    Scrape {
-        running: engine.running.map(u64::from),
-        waiting: engine.waiting.map(u64::from),
-        finished: engine.finished,
-        kv_usage: engine.kv_usage.map(f64::from),
-        kv_capacity_tokens: engine.kv_capacity_tokens,
-        prefix_hits: hits
-            .filter(|(queried, _)| *queried > 0)
-            .map(|(queried, hit)| hit as f64 / queried as f64),
-        uptime_s: engine
-            .started_s
-            .map(|started_s| (now_us / 1_000_000).saturating_sub(started_s)),
     }
 }

@@ -1,6 +1,7 @@
 //! What was decided, and why: the values of logs, metrics and debug headers.
 
-use std::ops::Range;
+use crate::call::RequestCall;
+use crate::splice::Change;
 
 /// Where a request goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,19 +14,16 @@ pub struct Decision {
     pub reason: Reason,
     /// Positions of distinct usable endpoints in the router, best first; never empty.
     pub ranked: Vec<usize>,
-    /// What to change in the body, when an alias was used.
-    pub rewrite: Option<Rewrite>,
+    /// What to change in the body. Of a body that was not read to its end only bytes
+    /// ([`Change::At`]), else members too.
+    pub changes: Vec<Change>,
+    /// Headers to set beside those that name the destination.
+    pub headers: Vec<(&'static str, String)>,
+    /// A call to make when the request is sent on; its reply goes to
+    /// [`Exchange::on_reply`](crate::Exchange::on_reply).
+    pub beside: Option<Box<RequestCall>>,
     /// What was not known when it was decided.
     pub fallback: Option<Fallback>,
-}
-
-/// The model's name in the body, to be replaced.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rewrite {
-    /// Bytes of the body that hold the JSON string, quotes included.
-    pub span: Range<usize>,
-    /// The JSON string to put there.
-    pub json: String,
 }
 
 /// Why an endpoint was put first.

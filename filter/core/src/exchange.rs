@@ -5,14 +5,17 @@
 
 use crate::admission::Priority;
 use crate::answer::Answer;
-use crate::decision::{Decision, Fallback, Rewrite};
+use crate::call::{Reply, RequestCall};
+use crate::decision::{Decision, Fallback};
 use crate::feedback::{Feedback, Finding, LoadReport};
 use crate::hash;
+use crate::json;
 use crate::router::{
     Ask, Charge, Explained, Outcome, PromptFacts, Response, Router, Target, completed,
 };
 use crate::scan::{Api, Field, RequestScan};
 use crate::session::{self, HeaderKey, Key, header};
+use crate::splice::{Change, Edit};
 use crate::store::Store;
 
 /// The request's headers.
@@ -27,8 +30,10 @@ pub struct Head<'a> {
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Hold the request and show its body.
+    /// Hold the request and show its body. To a reply: nothing is to be done.
     Hold,
+    /// Hold the request, make this call, and hand its reply to [`Exchange::on_reply`].
+    Call(Box<RequestCall>),
     /// Send it to the first endpoint of the decision.
     Route(Decision),
     /// Let Envoy's own load balancing serve it from this pool's cluster, if one is known.
@@ -53,6 +58,16 @@ pub struct Exchange {
     scan: Option<Box<RequestScan>>,
     charge: Option<Charge>,
     feedback: Feedback,
+    /// The call whose reply is awaited, and what it is for.
+    wait: Wait,
+}
+
+/// What a request waits for.
+#[derive(Debug, Default)]
+enum Wait {
+    /// Nothing.
+    #[default]
+    Nothing,
 }
 
 impl Exchange {
@@ -157,6 +172,20 @@ impl Exchange {
         match self.key_for(router, &target, ended) {
             Some(key) => self.decide(router, &target, key, None, now_us),
             None => Step::Hold,
+        }
+    }
+
+    /// Takes the reply to the call of a [`Step::Call`] or of a decision's
+    /// [`beside`](Decision::beside). A request that was held for it goes on, whatever the reply is; to
+    /// one that was not, only an answer may follow, and only as long as its response has not begun.
+    pub fn on_reply<S: Store>(
+        &mut self,
+        _router: &mut Router<S>,
+        _reply: Reply,
+        _now_us: u64,
+    ) -> Step {
+        match std::mem::take(&mut self.wait) {
+            Wait::Nothing => Step::Hold,
         }
     }
 
@@ -379,13 +408,13 @@ impl Exchange {
         match router.decide(self.ask(router, target, key), now_us) {
             Ok((decision, charge)) => {
                 self.charge = Some(charge);
-                let rewrite = self.rewrite(target);
+                let changes = self.changes(target);
                 let options = router.config().feedback;
                 self.feedback
                     .prepare(options, self.api, self.scan.as_deref());
                 // Nothing more is read; a long stream need not keep what was.
                 self.scan = None;
-                Step::Route(completed(decision, rewrite, fallback))
+                Step::Route(completed(decision, changes, fallback))
             }
             Err(answer) => Step::Answer(answer),
         }
@@ -413,13 +442,15 @@ impl Exchange {
         })
     }
 
-    fn rewrite(&self, target: &Target) -> Option<Rewrite> {
-        let span = self.scan.as_ref()?.model_span()?;
-        let name = target.rename.as_deref()?;
-        Some(Rewrite {
-            span,
-            json: serde_json::Value::from(name).to_string(),
-        })
+    /// What of the body is to be changed: the model's own name comes in the place of its alias.
+    fn changes(&self, target: &Target) -> Vec<Change> {
+        let span = self.scan.as_ref().and_then(|scan| scan.model_span());
+        let alias = span.zip(target.rename.as_deref());
+        let change = alias.map(|(span, name)| {
+            let bytes = json::string(name).into_bytes();
+            Change::At(Edit { span, bytes })
+        });
+        change.into_iter().collect()
     }
 }
 

@@ -9,6 +9,7 @@ mod heard;
 mod told;
 
 use crate::address::EngineAddress;
+use crate::call::{CallBody, HttpCall, Method, Reply};
 use crate::config::{Config, PoolConfig};
 use crate::fleet::{Fleet, HostHealth};
 use crate::hash;
@@ -25,41 +26,6 @@ use std::net::SocketAddr;
 pub const STALE_INTERVALS: u64 = 3;
 /// Health that Envoy has not confirmed for this many intervals is not believed.
 const FORGET_INTERVALS: u64 = 10;
-
-/// A call as HTTP.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HttpCall {
-    /// Envoy's cluster.
-    pub cluster: String,
-    /// Path and query.
-    pub path: String,
-    /// The `:authority`.
-    pub authority: String,
-    /// One more header.
-    pub header: Option<(String, String)>,
-    /// How long the answer may take.
-    pub timeout_ms: u64,
-    /// Longest body that is read.
-    pub max_bytes: usize,
-}
-
-/// How a call ended.
-#[derive(Clone, Copy, Debug)]
-pub enum Reply<'a> {
-    /// An answer with this status.
-    Answer {
-        /// The status.
-        status: u16,
-        /// The body.
-        body: &'a [u8],
-    },
-    /// An answer over the limit, unread.
-    TooLong,
-    /// None: no connection, timeout, reset.
-    Failed,
-    /// Envoy does not know the cluster.
-    NoCluster,
-}
 
 /// What became of calls, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -270,7 +236,9 @@ impl Scout {
                 cluster: scrape.polling.cluster.clone(),
                 path,
                 authority: address.to_string(),
-                header: Some((scrape.header.clone(), address.to_string())),
+                headers: vec![(scrape.header.clone(), address.to_string())],
+                method: Method::Get,
+                body: CallBody::Empty,
                 timeout_ms: scrape.polling.timeout_ms,
                 max_bytes: scrape.polling.max_bytes,
             })
@@ -281,7 +249,9 @@ impl Scout {
                 cluster: polling.cluster.clone(),
                 path,
                 authority: polling.cluster.clone(),
-                header: None,
+                headers: Vec::new(),
+                method: Method::Get,
+                body: CallBody::Empty,
                 timeout_ms: polling.timeout_ms,
                 max_bytes: polling.max_bytes.min(most_bytes),
             })
@@ -335,7 +305,7 @@ impl Scout {
                 self.tally.too_long = self.tally.too_long.saturating_add(1);
                 None
             }
-            Reply::Failed => {
+            Reply::Failed | Reply::TimedOut | Reply::NoRoom => {
                 self.tally.failed = self.tally.failed.saturating_add(1);
                 None
             }

@@ -8,9 +8,9 @@
 
 use serde_json::{Value, json};
 use warmpath_core::answer::Answer;
+use warmpath_core::call::Reply;
 use warmpath_core::router::{Outcome, Response, Router};
 use warmpath_core::scan::Api;
-use warmpath_core::scout::Reply;
 use warmpath_core::scrape::Call;
 use warmpath_core::store::MemoryStore;
 use warmpath_core::{Config, Decision, Exchange, Head, Reason, Step};

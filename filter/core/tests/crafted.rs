@@ -236,7 +236,10 @@ fn what_collides_chunk_by_chunk_costs_a_wrong_guess_and_nothing_else() {
     // The guess is wrong: the engine has another text there, and computes this one.
     let next = serve(&mut router, &body(&theirs, ""), NOW_US + 1);
     assert_eq!(next.ranked[0], first.ranked[0]);
-    assert_eq!((next.pool, next.rewrite, next.fallback), (0, None, None));
+    assert_eq!(
+        (next.pool, next.changes, next.fallback),
+        (0, Vec::new(), None)
+    );
     // Who sets `cache_salt` shares nothing with anybody.
     assert_eq!(believed(&router, &body(&theirs, "mine"), NOW_US + 2), 0);
 }

@@ -7,7 +7,7 @@ use crate::admission::Priority;
 use crate::answer::Answer;
 use crate::board::Board;
 use crate::config::PolicyConfig;
-use crate::decision::{Decision, Fallback, Reason, Rewrite};
+use crate::decision::{Decision, Fallback, Reason};
 use crate::load::Load;
 use crate::policy::prefix::{Warmth, work};
 use crate::policy::{self, Adapter, Foreign, Group, Holders, Ranking, View};
@@ -15,6 +15,7 @@ use crate::prefix::{self, BYTES_PER_TOKEN, CHUNK_TOKENS, Event, Kind};
 use crate::rate;
 use crate::recent::Entry;
 use crate::scan::Link;
+use crate::splice::Change;
 use crate::store::Store;
 
 /// Output tokens that are expected of a request which does not say.
@@ -203,7 +204,9 @@ impl<S: Store> Router<S> {
             policy: ranking.policy,
             reason: ranking.reason,
             ranked,
-            rewrite: None,
+            changes: Vec::new(),
+            headers: Vec::new(),
+            beside: None,
             fallback: last_resort.then_some(Fallback::LastResort),
         };
         Ok((decision, charge))
@@ -347,10 +350,10 @@ impl Held {
 /// Completes a decision with what only the request's way can tell.
 pub fn completed(
     mut decision: Decision,
-    rewrite: Option<Rewrite>,
+    changes: Vec<Change>,
     fallback: Option<Fallback>,
 ) -> Decision {
-    decision.rewrite = rewrite;
+    decision.changes = changes;
     decision.fallback = fallback.or(decision.fallback);
     decision
 }

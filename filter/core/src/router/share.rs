@@ -3,9 +3,10 @@
 use super::{Charge, Router};
 use crate::address::EngineAddress;
 use crate::board::READ_SPACING_US;
+use crate::call::{HttpCall, Reply};
 use crate::ids::{self, EndpointId};
 use crate::load::Load;
-use crate::scout::{HttpCall, Reply, Scout};
+use crate::scout::Scout;
 use crate::scrape::Call;
 use crate::store::Store;
 use crate::wire::orca::OrcaLoad;

@@ -195,7 +195,7 @@ fn exchange(config: Config, request: &Headers, answer: &Headers, end_of_stream: 
         }
         Step::Pass { pool, .. } => assert!(router.config().pools.len() > pool.unwrap_or(0)),
         Step::Answer(answer) => assert!([200, 400, 404].contains(&answer.status)),
-        Step::Hold => panic!("held after its end"),
+        Step::Hold | Step::Call(_) => panic!("held after its end"),
     }
     // Whoever claims to have answered.
     let addresses = answer.iter().map(|(_, value)| value.as_slice());

@@ -3,9 +3,9 @@
 
 use crate::inspector::Door;
 use crate::turnstile::Draw;
+use warmpath_core::call::Reply;
 use warmpath_core::router::{Ask, Charge, Outcome, PromptFacts, Router};
 use warmpath_core::scan::{CHUNK_BYTES, Link};
-use warmpath_core::scout::Reply;
 use warmpath_core::store::UPDATE_TRIES;
 use warmpath_core::{Config, Decision, hash};
 
