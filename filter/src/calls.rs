@@ -62,6 +62,7 @@ impl Worker {
 
     /// Does what a reply leads to.
     fn replied(&mut self, request: &mut Request, step: Step) {
+        self.take_notes(request);
         if request.phase == Phase::Calling {
             let goes_on = self.apply(request, step) == Action::Continue;
             if goes_on && request.arrived {

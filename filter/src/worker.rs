@@ -8,6 +8,7 @@ use log::{Level, debug, log_enabled, warn};
 use proxy_wasm::types::Action;
 use std::collections::HashMap;
 use warmpath_core::address::RANK_HEADER;
+use warmpath_core::disaggregation::Note;
 use warmpath_core::feedback::Finding;
 use warmpath_core::router::{Outcome, Response};
 use warmpath_core::scrape::Call;
@@ -279,6 +280,10 @@ impl Worker {
                 host::set_response_header("x-warmpath-endpoint", Some(name));
             }
         }
+        if let (Some(_), Some(engine)) = (&request.explained, request.exchange.prefill_engine()) {
+            let engine = self.router.name(engine).as_bytes();
+            host::set_response_header("x-warmpath-prefill", Some(engine));
+        }
         if let Some(explained) = &request.explained {
             host::set_response_header("x-warmpath-decision", Some(explained.as_bytes()));
         }
@@ -365,6 +370,7 @@ impl Worker {
                 }
             }
             request.exchange.end(&mut self.router, outcome, now_us);
+            self.take_notes(&mut request);
         }
         Action::Continue
     }
@@ -501,10 +507,10 @@ impl Worker {
 
     /// Shows the router what it has not seen of the body.
     fn scan(&mut self, request: &mut Request, size: usize, ended: bool) -> Step {
-        let limit = self.router.config().limits.hold_bytes;
         let now_us = host::now_us();
-        let readable = size.min(limit);
         loop {
+            let limit = request.exchange.most_held_bytes(&self.router);
+            let readable = size.min(limit);
             let most = match request.read {
                 0 if !self.router.plan().prompt() => FIRST_READ_BYTES,
                 _ => READ_BYTES,
@@ -533,6 +539,7 @@ impl Worker {
 
     /// Does what a step says.
     pub fn apply(&mut self, request: &mut Request, step: Step) -> Action {
+        self.take_notes(request);
         match step {
             Step::Hold => return Action::Pause,
             Step::Call(call) => return self.hold_for(request, *call),
@@ -545,6 +552,17 @@ impl Worker {
         }
         request.phase = Phase::Sent;
         Action::Continue
+    }
+
+    /// Counts what happened on a request's way.
+    pub fn take_notes(&mut self, request: &mut Request) {
+        for note in request.exchange.take_notes() {
+            let engine = match note {
+                Note::Prefilled { position, .. } => self.router.name(position),
+                _ => "",
+            };
+            self.metrics.noted(note, engine);
+        }
     }
 
     /// Answers a request from here.

@@ -97,6 +97,38 @@ impl Answer {
         }
     }
 
+    /// 503: nobody computed the prompt, and who decodes cannot.
+    pub fn not_prefilled(pool: &str) -> Answer {
+        let message = format!("No engine that prefills for pool `{pool}` took the prompt.");
+        let error = Answer::error(503, "service_unavailable", "not_prefilled", None, &message);
+        Answer {
+            retry_after_s: Some(1),
+            cause: "not_prefilled",
+            ..error
+        }
+    }
+
+    /// 400: the engines of the pool share their work in a way that this API has no place for.
+    pub fn not_disaggregated(pool: &str) -> Answer {
+        let message =
+            format!("Pool `{pool}` serves `/v1/chat/completions` and `/v1/completions` only.");
+        Answer {
+            cause: "not_disaggregated",
+            ..Answer::invalid(400, "not_disaggregated", &message)
+        }
+    }
+
+    /// An engine's own answer to a client's mistake.
+    pub fn of_engine(status: u16, body: &[u8]) -> Answer {
+        Answer {
+            status,
+            retry_after_s: None,
+            body: String::from_utf8_lossy(body).into_owned(),
+            cause: "rejected_by_engine",
+            shed: None,
+        }
+    }
+
     /// 429: every endpoint of the pool has as much to do as it is given.
     pub fn overloaded(pool: &str, shed: Shed, retry_after_s: u32) -> Answer {
         let message = format!(

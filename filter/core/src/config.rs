@@ -5,12 +5,14 @@
 //! for users in docs/configuration.md, which a test holds against this module.
 
 mod admission;
+mod disaggregation;
 mod endpoints;
 mod fleet;
 mod pool;
 mod reader;
 mod status;
 
+pub use disaggregation::{Connector, Disaggregation};
 pub use endpoints::EndpointConfig;
 pub use fleet::{Polling, ScrapeOptions};
 pub use pool::{PolicyConfig, PoolConfig};
@@ -137,12 +139,20 @@ impl Config {
 }
 
 impl Config {
+    /// Envoy's cluster for calls to one engine, and the header that names the engine to it: those of the
+    /// scrapes, also where nothing is scraped.
+    pub fn engine_calls(&self) -> (String, String) {
+        let scrape = self.scrape.clone();
+        let scrape = scrape.unwrap_or_else(fleet::default_scrape);
+        (scrape.polling.cluster, scrape.header)
+    }
+
     /// Size of the prefix table of one worker before any engine has said a word: as configured, else
     /// that [for](Config::table_bytes_for) the KV capacity of all listed endpoints of pools that look
     /// at prompts. 0 if there is no such pool.
     pub fn prefix_table_bytes(&self) -> usize {
         let tokens = self.pools.iter().filter_map(|pool| {
-            let kv_tokens = pool.policy.kv_tokens()?;
+            let kv_tokens = pool.kv_tokens()?;
             Some(kv_tokens.saturating_mul(pool.listed_ranks() as u64))
         });
         let tokens = tokens.reduce(u64::saturating_add);
@@ -199,15 +209,25 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
     let debug_headers = fields.flag(reader, "debug_headers", false);
     let status = fields.optional(reader, "status", status::status);
     fields.finish(reader);
-    let pools = pools?;
+    let mut pools = pools?;
+    disaggregation::resolve(reader, &mut pools);
     check_pools(reader, &pools);
     check_sources(reader, &pools, discovery.is_some(), scrape.is_some());
     let default_pool = match default_pool {
-        None => (pools.len() == 1).then_some(0),
+        None => {
+            let mut serving = pools.iter().enumerate().filter(|(_, pool)| !pool.prefills);
+            let first = serving.next().map(|(index, _)| index);
+            first.filter(|_| serving.next().is_none())
+        }
         Some(name) => {
-            let found = pools.iter().position(|pool| pool.name == name);
+            let serves = |pool: &PoolConfig| pool.name == name && !pool.prefills;
+            let found = pools.iter().position(serves);
             if found.is_none() {
-                reader.error("config.default_pool", &name.into(), "the name of a pool");
+                let want = match pools.iter().any(|pool| pool.name == name) {
+                    true => "a pool that does not prefill for another",
+                    false => "the name of a pool",
+                };
+                reader.error("config.default_pool", &name.into(), want);
             }
             found
         }
@@ -250,7 +270,7 @@ fn check_pools(reader: &mut Reader, pools: &[PoolConfig]) {
                 reader.error(&format!("{path}.models"), &name.into(), want);
             }
         }
-        if pool.served_names().is_empty() {
+        if pool.served_names().is_empty() && !pool.prefills {
             if let Some(first) = any_model {
                 let want = format!("`models`: pool `{first}` already takes every model");
                 reader.error(&format!("{path}.models"), &Value::Null, &want);

@@ -4,9 +4,13 @@
 //! whatever happens, [`Exchange::end`] gives back what was counted, exactly once.
 
 use crate::admission::Priority;
+mod call_head;
+mod handoff;
+
 use crate::answer::Answer;
 use crate::call::{Reply, RequestCall};
 use crate::decision::{Decision, Fallback};
+use crate::disaggregation::{self, Note};
 use crate::feedback::{Feedback, Finding, LoadReport};
 use crate::hash;
 use crate::json;
@@ -17,6 +21,8 @@ use crate::scan::{Api, Field, RequestScan};
 use crate::session::{self, HeaderKey, Key, header};
 use crate::splice::{Change, Edit};
 use crate::store::Store;
+use call_head::CallHead;
+use handoff::Handoff;
 
 /// The request's headers.
 #[derive(Clone, Copy, Debug)]
@@ -58,8 +64,14 @@ pub struct Exchange {
     scan: Option<Box<RequestScan>>,
     charge: Option<Charge>,
     feedback: Feedback,
-    /// The call whose reply is awaited, and what it is for.
+    /// What a reply is awaited for.
     wait: Wait,
+    /// For calls; where there may be any.
+    head: Option<Box<CallHead>>,
+    notes: Vec<Note>,
+    prefill_engine: Option<usize>,
+    /// Whether the response has begun.
+    begun: bool,
 }
 
 /// What a request waits for.
@@ -68,6 +80,8 @@ enum Wait {
     /// Nothing.
     #[default]
     Nothing,
+    /// That another engine computes its prompt.
+    Handoff(Box<Handoff>),
 }
 
 impl Exchange {
@@ -94,6 +108,10 @@ impl Exchange {
         self.feedback.on_request(head.headers);
         self.key = session::from_headers(&router.config().session_key, head.headers);
         self.priority = priority(router, head.headers);
+        self.head = router.makes_calls().then(|| {
+            let ids = &router.config().headers.request_id;
+            Box::new(CallHead::new(head.headers, ids))
+        });
         if encoded(head.headers) {
             return self.give_up(router, Fallback::EncodedBody, now_us);
         }
@@ -180,12 +198,13 @@ impl Exchange {
     /// one that was not, only an answer may follow, and only as long as its response has not begun.
     pub fn on_reply<S: Store>(
         &mut self,
-        _router: &mut Router<S>,
-        _reply: Reply,
-        _now_us: u64,
+        router: &mut Router<S>,
+        reply: Reply,
+        now_us: u64,
     ) -> Step {
         match std::mem::take(&mut self.wait) {
             Wait::Nothing => Step::Hold,
+            Wait::Handoff(handoff) => self.handoff_reply(router, handoff, reply, now_us),
         }
     }
 
@@ -220,6 +239,7 @@ impl Exchange {
     /// The response's head came: it says who answered, which after retries is another than the first,
     /// and how fit the endpoints are that the request met.
     pub fn responded<S: Store>(&mut self, router: &mut Router<S>, response: Response, now_us: u64) {
+        self.begun = true;
         if let Some(charge) = self.charge.as_mut() {
             router.served_by(charge, response.address, now_us);
             router.responded(charge, response, now_us);
@@ -300,8 +320,22 @@ impl Exchange {
 
     /// The request is over. Later calls do nothing.
     pub fn end<S: Store>(&mut self, router: &mut Router<S>, outcome: Outcome, now_us: u64) {
+        self.abandon(router, now_us);
         if let Some(charge) = self.charge.take() {
             router.end(charge, outcome, now_us);
+        }
+    }
+
+    /// Most bytes of the body that are held before it is decided on what is known. Where engines share
+    /// their work all of it is read, so Envoy's limit counts.
+    pub fn most_held_bytes<S: Store>(&self, router: &Router<S>) -> usize {
+        let shares = match self.target(router, false) {
+            Ok(Some(target)) => router.disaggregation(target.pool).is_some(),
+            _ => router.makes_calls(),
+        };
+        match shares {
+            true => usize::MAX,
+            false => router.config().limits.hold_bytes,
         }
     }
 
@@ -405,19 +439,53 @@ impl Exchange {
         fallback: Option<Fallback>,
         now_us: u64,
     ) -> Step {
-        match router.decide(self.ask(router, target, key), now_us) {
-            Ok((decision, charge)) => {
-                self.charge = Some(charge);
+        if let Some(options) = router.disaggregation(target.pool) {
+            let options = options.clone();
+            if fallback.is_none() {
+                return self.disaggregate(router, (target, key), options, now_us);
+            }
+            if !options.connector.decodes_alone() {
+                // Its body cannot be read, or not changed.
+                return Step::Answer(Answer::not_prefilled(router.pool_name(target.pool)));
+            }
+        }
+        self.decide_alone(router, (target, key), fallback, now_us)
+    }
+
+    /// Decides for one engine.
+    fn decide_alone<S: Store>(
+        &mut self,
+        router: &mut Router<S>,
+        (target, key): (&Target, Option<u64>),
+        fallback: Option<Fallback>,
+        now_us: u64,
+    ) -> Step {
+        match self.decide_now(router, (target, key), false, now_us) {
+            Ok(decision) => {
                 let changes = self.changes(target);
-                let options = router.config().feedback;
-                self.feedback
-                    .prepare(options, self.api, self.scan.as_deref());
                 // Nothing more is read; a long stream need not keep what was.
                 self.scan = None;
                 Step::Route(completed(decision, changes, fallback))
             }
             Err(answer) => Step::Answer(answer),
         }
+    }
+
+    /// Decides, and counts the request; `prefilled` says that another engine computes its prompt.
+    fn decide_now<S: Store>(
+        &mut self,
+        router: &mut Router<S>,
+        (target, key): (&Target, Option<u64>),
+        prefilled: bool,
+        now_us: u64,
+    ) -> Result<Decision, Answer> {
+        let ask = self.ask(router, target, key);
+        let (decision, charge) = router.decide_part(ask, prefilled, now_us)?;
+        self.charge = Some(charge);
+        let options = router.config().feedback;
+        let scan = self.scan.as_deref();
+        self.feedback.prepare(options, self.api, scan);
+        Ok(decision)
     }
 
     /// What the scan tells of the prompt. Model and `cache_salt` seed its hash chain: prompts that
@@ -442,15 +510,23 @@ impl Exchange {
         })
     }
 
-    /// What of the body is to be changed: the model's own name comes in the place of its alias.
+    /// What of the body is to be changed: the model's own name comes in the place of its alias, and what
+    /// clients have no say in goes, if all of it was read.
     fn changes(&self, target: &Target) -> Vec<Change> {
-        let span = self.scan.as_ref().and_then(|scan| scan.model_span());
-        let alias = span.zip(target.rename.as_deref());
-        let change = alias.map(|(span, name)| {
+        let Some(scan) = &self.scan else {
+            return Vec::new();
+        };
+        let alias = scan.model_span().zip(target.rename.as_deref());
+        let rename = alias.map(|(span, name)| {
             let bytes = json::string(name).into_bytes();
             Change::At(Edit { span, bytes })
         });
-        change.into_iter().collect()
+        let owned = scan.is_complete() && scan.has_owned();
+        let owned = owned.then(disaggregation::owned_removed);
+        rename
+            .into_iter()
+            .chain(owned.into_iter().flatten())
+            .collect()
     }
 }
 

@@ -16,6 +16,7 @@ pub mod call;
 mod codec;
 pub mod config;
 pub mod decision;
+pub mod disaggregation;
 pub mod exchange;
 pub mod feedback;
 pub mod fitness;

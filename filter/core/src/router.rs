@@ -2,7 +2,7 @@
 //!
 //! `decide` ranks the endpoints for a request and counts it ([`decide`]), `account` moves and gives
 //! back what was counted, `admit` refuses what is too much, `share` keeps up with the other workers,
-//! `watch` finds engines that have stalled, `ranks` tells what there is behind one address,
+//! `watch` finds engines that have stalled, `transfer` serves requests that two engines share, `ranks` tells what there is behind one address,
 //! `survey` speaks for all of them,
 //! `explain` tells what `decide` would do, and `recall` what was decided lately.
 
@@ -16,6 +16,7 @@ mod ranks;
 mod recall;
 mod share;
 mod survey;
+mod transfer;
 mod watch;
 mod words;
 
@@ -25,11 +26,13 @@ pub use decide::{Ask, PromptFacts};
 pub use explain::{Candidate, Explained};
 pub use judge::{Response, State};
 pub use survey::{Surveyed, Told};
+pub(crate) use transfer::Mark;
 
 use crate::address::EngineAddress;
 use crate::answer::Answer;
 use crate::board::Board;
-use crate::config::{Config, PolicyConfig};
+use crate::call::Pending;
+use crate::config::{Config, PolicyConfig, PoolConfig};
 use crate::decision::Decision;
 use crate::fitness::Fitness;
 use crate::hash;
@@ -48,6 +51,7 @@ use crate::workers::Column;
 use account::Drains;
 use ahash::{AHashMap, RandomState};
 use judge::Members;
+use std::net::SocketAddr;
 use watch::Watch;
 use words::Words;
 
@@ -119,6 +123,10 @@ pub struct Router<S> {
     sheds: bool,
     touched_ms: u64,
     random: u64,
+    /// Calls that requests wait for.
+    pending: Pending,
+    /// What engines call themselves, where others must know it; one entry at most for each address.
+    names: AHashMap<SocketAddr, transfer::Names>,
     /// Empty unless the status page is served.
     recent: Recent,
 }
@@ -163,12 +171,14 @@ impl<S: Store> Router<S> {
     /// A router for `config`.
     pub fn new(config: Config, store: S, now_us: u64) -> Self {
         let pointers = KeySource::pointers(&config.session_key);
-        let wants_prompt = config
-            .pools
-            .iter()
-            .any(|pool| pool.policy.kv_tokens().is_some());
+        let wants_prompt = config.pools.iter().any(|pool| pool.kv_tokens().is_some());
+        let transfers = config.pools.iter().any(PoolConfig::transfers);
         // The config reader has compiled each pointer once already.
         let plan = ScanPlan::new(&pointers, wants_prompt).unwrap_or_default();
+        let plan = match transfers {
+            true => plan.with_shape(),
+            false => plan,
+        };
         // Workers start within the same microsecond; a shared count keeps their names and draws apart.
         let mut births = (0..BIRTH_ROUNDS).filter_map(|_| count(&store, "warmpath/births"));
         let births = births.next().unwrap_or_default();
@@ -222,6 +232,8 @@ impl<S: Store> Router<S> {
             counts_rates: config.pools.iter().any(|pool| pool.policy.counts_rates()),
             touched_ms: now_us / 1000,
             random,
+            pending: Pending::default(),
+            names: AHashMap::new(),
             recent: Recent::new(config.status.as_ref().map_or(0, |status| status.recent)),
             config,
         };
@@ -296,10 +308,8 @@ impl<S: Store> Router<S> {
     /// The pool that `name` names, else the default pool.
     pub fn default_target(&self, name: Option<&[u8]>) -> Option<Target> {
         let named = name.and_then(|name| {
-            self.config
-                .pools
-                .iter()
-                .position(|pool| pool.name.as_bytes() == name)
+            let serves = |pool: &PoolConfig| pool.name.as_bytes() == name && !pool.prefills;
+            self.config.pools.iter().position(serves)
         });
         let pool = named.or(self.config.default_pool)?;
         Some(Target {
@@ -315,14 +325,14 @@ impl<S: Store> Router<S> {
         let pool = self.config.pools.get(target.pool);
         pool.is_some_and(|pool| {
             let by_key = matches!(pool.policy, PolicyConfig::ConsistentHash { .. });
-            by_key || pool.policy.kv_tokens().is_some()
+            by_key || pool.kv_tokens().is_some()
         })
     }
 
-    /// Whether a pool's policy looks at the prompt, and so at the whole body.
+    /// Whether it matters to a pool which prompts its engines hold, so that the whole body is read.
     pub fn wants_prompt(&self, target: &Target) -> bool {
         let pool = self.config.pools.get(target.pool);
-        pool.is_some_and(|pool| pool.policy.kv_tokens().is_some())
+        pool.is_some_and(|pool| pool.kv_tokens().is_some())
     }
 
     /// What the links of a prompt begin with, where `seed` tells apart what shares no cache. Workers of

@@ -37,13 +37,26 @@ use std::ops::Range;
 pub use api::Api;
 pub use fields::{Field, MAX_VALUE_BYTES};
 pub use lexer::{MAX_DEPTH, ScanError};
-pub use plan::{MAX_KEY_BYTES, MAX_POINTER_DEPTH, MAX_POINTERS, PointerError, ScanPlan};
+pub use plan::{MAX_KEY_BYTES, MAX_POINTER_DEPTH, MAX_POINTERS, OWNED, PointerError, ScanPlan};
 pub use prompt::{CHUNK_BYTES, Link, Prompt};
 
 pub(crate) use search::clean_len;
 
 use lexer::Lexer;
 use receiver::{Collected, Receiver};
+
+/// How many prompts and answers a request is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Prompts; a list of token ids is one.
+    pub prompts: u32,
+    /// Whether more than one answer to a prompt is wanted, or how many is not clear.
+    pub several_choices: bool,
+    /// Answers wanted for each prompt, as far as that is a number.
+    pub choices: u32,
+    /// Whether the answer is to have something of the prompt in it: its text or its log probabilities.
+    pub prompt_back: bool,
+}
 
 /// The scan of one request body. It must be fed with one and the same plan.
 #[derive(Clone, Debug)]
@@ -136,6 +149,29 @@ impl RequestScan {
     pub fn max_tokens(&self) -> Option<u32> {
         let fields = &self.collected.fields;
         plan::MAX_TOKENS.iter().find_map(|&slot| fields.count(slot))
+    }
+
+    /// Whether there is a field of [`OWNED`], in which clients have no say.
+    #[must_use]
+    pub fn has_owned(&self) -> bool {
+        self.collected.fields.owned()
+    }
+
+    /// How many prompts and answers the request is about; only with [`ScanPlan::with_shape`].
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        let fields = &self.collected.fields;
+        let set = |slots: &'static [usize]| slots.iter().filter(|slot| fields.is_set(**slot));
+        let choices = || set(&plan::CHOICES).map(|slot| fields.count(*slot));
+        let prompts = plan::FIRST_PROMPT
+            .iter()
+            .find_map(|slot| fields.elements(*slot));
+        Shape {
+            prompts: prompts.unwrap_or(1).max(1),
+            several_choices: choices().any(|count| count != Some(1)),
+            choices: choices().flatten().next().unwrap_or(1).max(1),
+            prompt_back: set(&plan::PROMPT_BACK).next().is_some(),
+        }
     }
 
     /// The prompt as far as it was read; empty when the plan does not ask for it.

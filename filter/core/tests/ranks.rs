@@ -7,9 +7,9 @@
 
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use warmpath_core::call::Reply;
 use warmpath_core::router::{Ask, Charge, Outcome, PromptFacts, Response, Router, State};
 use warmpath_core::scan::{CHUNK_BYTES, Link};
-use warmpath_core::scout::Reply;
 use warmpath_core::scrape::Call;
 use warmpath_core::store::MemoryStore;
 use warmpath_core::wire::orca::OrcaLoad;

@@ -2,6 +2,7 @@
 
 use super::MAX_MODELS;
 use super::admission::admission;
+use super::disaggregation::{Disaggregation, disaggregation};
 use super::endpoints::{EndpointConfig, Listed, endpoints, ranks};
 use super::reader::{Fields, Reader, list, text};
 use crate::admission::AdmissionOptions;
@@ -66,6 +67,10 @@ pub struct PoolConfig {
     pub candidates: usize,
     /// When requests are refused, if they ever are.
     pub admission: Option<AdmissionOptions>,
+    /// Who prefills for it, if others do.
+    pub disaggregation: Option<Disaggregation>,
+    /// Whether it prefills for others.
+    pub prefills: bool,
 }
 
 /// Where vLLM and SGLang show their metrics.
@@ -166,6 +171,23 @@ impl PoolConfig {
         ranks.map(|ranks| usize::from(ranks.unwrap_or(1))).sum()
     }
 
+    /// Whether prompts are handed over to its engines, or by them.
+    pub fn transfers(&self) -> bool {
+        self.prefills || self.disaggregation.is_some()
+    }
+
+    /// KV capacity of an endpoint in tokens, if it matters which prompts it holds: to the policy, or to
+    /// those who hand over prompts.
+    pub fn kv_tokens(&self) -> Option<u64> {
+        let transfers = self.transfers().then_some(KV_TOKENS);
+        self.policy.kv_tokens().or(transfers)
+    }
+
+    /// Whether an engine's own word on its KV capacity counts more than [`PoolConfig::kv_tokens`].
+    pub fn learns_kv_tokens(&self) -> bool {
+        self.policy.kv_tokens().is_none() || self.policy.learns_kv_tokens()
+    }
+
     /// Every model name and alias in the config that selects this pool, each once.
     pub fn served_names(&self) -> Vec<&str> {
         let models = self.models.iter().map(String::as_str);
@@ -205,6 +227,7 @@ pub(super) fn pool(reader: &mut Reader, path: &str, value: &Value) -> Option<Poo
         admission(reader, path, value, policy.kv_tokens().is_some())
     });
     let data_parallel_size = ranks(reader, &mut fields);
+    let disaggregation = fields.optional(reader, "disaggregation", disaggregation);
     let (aliases_path, models_path) = (fields.path("aliases"), fields.path("models"));
     fields.finish(reader);
     let listed = endpoints?;
@@ -257,6 +280,8 @@ pub(super) fn pool(reader: &mut Reader, path: &str, value: &Value) -> Option<Poo
         policy,
         candidates,
         admission,
+        disaggregation,
+        prefills: false,
     })
 }
 

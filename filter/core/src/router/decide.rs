@@ -107,6 +107,20 @@ impl<S: Store> Router<S> {
     /// # Errors
     /// The answer to give when no endpoint can take the request, or none takes one more.
     pub fn decide(&mut self, ask: Ask, now_us: u64) -> Result<(Decision, Charge), Answer> {
+        self.decide_part(ask, false, now_us)
+    }
+
+    /// The same of a request whose prompt another engine computes and hands over, if `prefilled`: it
+    /// brings no prefill work.
+    ///
+    /// # Errors
+    /// As [`Router::decide`].
+    pub fn decide_part(
+        &mut self,
+        ask: Ask,
+        prefilled: bool,
+        now_us: u64,
+    ) -> Result<(Decision, Charge), Answer> {
         self.join(now_us);
         self.follow(now_us);
         self.drain(now_us);
@@ -153,7 +167,7 @@ impl<S: Store> Router<S> {
             &self.rates,
             now_us,
         );
-        let looks = deciding.kv_tokens().is_some();
+        let looks = deciding.kv_tokens().is_some() || pool.transfers();
         let prompt = ask.prompt.filter(|_| looks);
         let mut holders = std::mem::take(&mut self.holders);
         self.look_up(prompt.as_ref(), &mut holders);
@@ -175,7 +189,8 @@ impl<S: Store> Router<S> {
         let Some(position) = ranked.first().copied() else {
             return Err(self.refusal(target, now_us));
         };
-        let work_tokens = weighing.warmth.map_or(0, |warmth| work(&warmth, position));
+        let own_work = weighing.warmth.filter(|_| !prefilled);
+        let work_tokens = own_work.map_or(0, |warmth| work(&warmth, position));
         let warmth_known = weighing.warmth.is_some();
         if let Some(window_us) = window_us {
             let bucket = rate::bucket(now_us, window_us);

@@ -83,7 +83,7 @@ impl<S: Store> Router<S> {
             &self.rates,
             now_us,
         );
-        let looks = deciding.kv_tokens().is_some();
+        let looks = deciding.kv_tokens().is_some() || pool.transfers();
         let prompt = ask.prompt.filter(|_| looks);
         let mut holders = Holders::new(self.endpoints.len());
         self.look_up(prompt.as_ref(), &mut holders);

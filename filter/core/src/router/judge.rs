@@ -417,7 +417,7 @@ impl<S: Store> Router<S> {
     }
 
     /// An endpoint failed a request.
-    fn failed(&mut self, position: usize, now_us: u64) {
+    pub(super) fn failed(&mut self, position: usize, now_us: u64) {
         let options = self.config.health;
         self.mark(position, now_us, |fitness, strikes| {
             fitness.failed(strikes, &options, now_us);

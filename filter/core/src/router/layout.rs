@@ -205,7 +205,7 @@ impl<S: Store> Router<S> {
         let all: Vec<usize> = members.iter().filter_map(position).collect();
         let mut groups = vec![Members::new(all, &self.identities)];
         let names = served_names(pool, members);
-        if names.is_empty() && !pool.discover_models {
+        if names.is_empty() && !pool.discover_models && !pool.prefills {
             self.any_model = Some(Target {
                 pool: index,
                 rename: None,
@@ -289,7 +289,7 @@ impl<S: Store> Router<S> {
         // One that several pools have keeps one cache: the first of them counts.
         let mut counted = vec![false; self.endpoints.len()];
         for (pool, layout) in self.config.pools.iter().zip(&self.pools) {
-            let Some(kv_tokens) = pool.policy.kv_tokens() else {
+            let Some(kv_tokens) = pool.kv_tokens() else {
                 continue;
             };
             let all = layout.groups.first().map(|group| group.all.as_slice());
@@ -304,7 +304,7 @@ impl<S: Store> Router<S> {
                 }
                 let engine = self.scout.fleet().engine(&endpoint.at);
                 let told = engine.and_then(|engine| engine.kv_capacity_tokens);
-                let told = told.filter(|_| pool.policy.learns_kv_tokens());
+                let told = told.filter(|_| pool.learns_kv_tokens());
                 if let Some(id) = endpoint.id {
                     engines.push((id, told.unwrap_or(kv_tokens)));
                 }

@@ -65,6 +65,10 @@ pub(super) struct Fields {
     kept_from: usize,
     copy: Vec<u8>,
     copy_is_cut: bool,
+    /// Whether a field was met in which clients have no say.
+    owned: bool,
+    /// Elements of the counted array read last.
+    elements: u32,
 }
 
 impl Fields {
@@ -196,9 +200,13 @@ impl Fields {
                 let level = self.levels.get_mut(place.depth.checked_sub(1)?)?;
                 let index = level.next_index;
                 level.next_index = index.saturating_add(1);
+                if plan.is_counted(level.node) {
+                    self.elements = level.next_index;
+                }
                 plan.element(level.node, index)?
             }
         };
+        self.owned |= plan.is_owned(node);
         self.forget(plan, node);
         Some(node)
     }
@@ -225,6 +233,23 @@ impl Fields {
                 slot.bytes.extend_from_slice(&self.copy);
             }
         }
+    }
+
+    pub(super) fn owned(&self) -> bool {
+        self.owned
+    }
+
+    /// How many elements the array of a slot's first element has; `None` unless that is a text or a
+    /// container.
+    pub(super) fn elements(&self, first: SlotId) -> Option<u32> {
+        let kind = self.slots.get(first)?.kind;
+        matches!(kind, Kind::Text | Kind::CutText | Kind::Other).then_some(self.elements)
+    }
+
+    /// Whether a slot has another value than `null`, `false` or a container.
+    pub(super) fn is_set(&self, slot: SlotId) -> bool {
+        let kind = self.slots.get(slot).map(|slot| slot.kind);
+        !matches!(kind, None | Some(Kind::Absent | Kind::Other))
     }
 
     pub(super) fn model_span(&self) -> Option<Range<usize>> {

@@ -37,8 +37,45 @@ const FIELDS: [&[&str]; 8] = [
     &["sampling_params", "max_new_tokens"],
     &["stream_options", "include_usage"],
 ];
+/// Paths of the fields with which engines and routers speak to each other: no client has a say in them. The
+/// longer ones lead to the same fields by a way round.
+pub const OWNED: [&[&str]; 12] = [
+    &["kv_transfer_params"],
+    &["ec_transfer_params"],
+    &["bootstrap_host"],
+    &["bootstrap_port"],
+    &["bootstrap_room"],
+    &["data_parallel_rank"],
+    &["routed_dp_rank"],
+    &["disagg_prefill_dp_rank"],
+    &["vllm_xargs", "kv_transfer_params"],
+    &["vllm_xargs", "ec_transfer_params"],
+    &["sampling_params", "extra_args", "kv_transfer_params"],
+    &["sampling_params", "extra_args", "ec_transfer_params"],
+];
+const FIRST_OWNED: SlotId = FIELDS.len();
+/// What says how many prompts and answers a request is about, and whether the prompt comes back; looked
+/// for on demand.
+const SHAPE: [&[&str]; 9] = [
+    &["n"],
+    &["best_of"],
+    &["sampling_params", "n"],
+    &["echo"],
+    &["prompt_logprobs"],
+    &["return_logprob"],
+    &["prompt", "0"],
+    &["text", "0"],
+    &["input_ids", "0"],
+];
+const FIRST_SHAPE: SlotId = FIRST_OWNED + OWNED.len();
+/// How many answers are wanted.
+pub(super) const CHOICES: [SlotId; 3] = [FIRST_SHAPE, FIRST_SHAPE + 1, FIRST_SHAPE + 2];
+/// Whether something of the prompt is to be in the answer.
+pub(super) const PROMPT_BACK: [SlotId; 3] = [FIRST_SHAPE + 3, FIRST_SHAPE + 4, FIRST_SHAPE + 5];
+/// The first element of a prompt that is a list.
+pub(super) const FIRST_PROMPT: [SlotId; 3] = [FIRST_SHAPE + 6, FIRST_SHAPE + 7, FIRST_SHAPE + 8];
 /// Where the slots of the caller's pointers begin.
-pub(super) const FIRST_POINTER: SlotId = FIELDS.len();
+pub(super) const FIRST_POINTER: SlotId = FIRST_SHAPE + SHAPE.len();
 
 /// What the caller wants from every scan. Immutable, shared by all requests.
 #[derive(Clone, Debug)]
@@ -58,6 +95,10 @@ struct Node {
     slots: Vec<SlotId>,
     /// Slots of this node and of all below it: a repeated key takes their values away.
     subtree: Vec<SlotId>,
+    /// Whether clients have no say in it.
+    owned: bool,
+    /// Whether its elements are counted.
+    counted: bool,
 }
 
 impl ScanPlan {
@@ -80,6 +121,22 @@ impl ScanPlan {
             plan.add(tokens);
         }
         Ok(plan)
+    }
+
+    /// The same plan, which looks for what [`super::RequestScan::shape`] tells as well.
+    #[must_use]
+    pub fn with_shape(mut self) -> Self {
+        for (index, field) in SHAPE.iter().enumerate() {
+            let slot = FIRST_SHAPE + index;
+            self.add_at(slot, field.iter().map(|token| token.as_bytes().to_vec()));
+            if let (true, Some(list)) = (FIRST_PROMPT.contains(&slot), field.first())
+                && let Some(list) = self.member(ROOT, list.as_bytes())
+                && let Some(list) = self.nodes.get_mut(usize::from(list))
+            {
+                list.counted = true;
+            }
+        }
+        self
     }
 
     /// Whether prompt text is hashed.
@@ -119,6 +176,16 @@ impl ScanPlan {
             .is_some_and(|node| !node.children.is_empty())
     }
 
+    /// Whether clients have no say in what stands at `node`.
+    pub(super) fn is_owned(&self, node: NodeId) -> bool {
+        self.node(node).is_some_and(|node| node.owned)
+    }
+
+    /// Whether the elements of the array at `node` are counted.
+    pub(super) fn is_counted(&self, node: NodeId) -> bool {
+        self.node(node).is_some_and(|node| node.counted)
+    }
+
     fn node(&self, node: NodeId) -> Option<&Node> {
         self.nodes.get(usize::from(node))
     }
@@ -132,6 +199,10 @@ impl ScanPlan {
     fn add(&mut self, tokens: Vec<Vec<u8>>) {
         let slot = self.slots;
         self.slots += 1;
+        self.add_at(slot, tokens);
+    }
+
+    fn add_at(&mut self, slot: SlotId, tokens: impl IntoIterator<Item = Vec<u8>>) {
         let mut node = ROOT;
         for token in tokens {
             node = match self.member(node, &token) {
@@ -144,11 +215,12 @@ impl ScanPlan {
         }
         if let Some(node) = self.nodes.get_mut(usize::from(node)) {
             node.slots.push(slot);
+            node.owned |= (FIRST_OWNED..FIRST_SHAPE).contains(&slot);
         }
     }
 
     fn insert(&mut self, parent: NodeId, token: Vec<u8>) -> NodeId {
-        // At most (64 + 8) pointers of 8 tokens: far below the range of a node id.
+        // At most (64 + 29) pointers of 8 tokens: far below the range of a node id.
         let child = self.nodes.len() as NodeId;
         if let Some(parent) = self.nodes.get_mut(usize::from(parent)) {
             parent.children.push(child);
@@ -170,7 +242,7 @@ impl Default for ScanPlan {
             slots: 0,
             prompt: false,
         };
-        for field in FIELDS {
+        for field in FIELDS.iter().chain(&OWNED) {
             plan.add(
                 field
                     .iter()
@@ -178,6 +250,7 @@ impl Default for ScanPlan {
                     .collect(),
             );
         }
+        plan.slots = FIRST_POINTER;
         plan
     }
 }

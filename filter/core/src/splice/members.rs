@@ -5,6 +5,7 @@
 //! here; of what it has not, the answer is `None` or something harmless, never a panic.
 
 use crate::scan::clean_len;
+use serde_json::Value;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -25,7 +26,10 @@ impl Member {
         let inner = quoted.get(1..quoted.len().saturating_sub(1));
         let inner = inner.unwrap_or_default();
         if inner.contains(&b'\\') {
-            return serde_json::from_slice::<String>(quoted).map_or(Cow::Borrowed(""), Cow::Owned);
+            return match serde_json::from_slice(quoted) {
+                Ok(Value::String(name)) => Cow::Owned(name),
+                _ => Cow::Borrowed(""),
+            };
         }
         Cow::Borrowed(std::str::from_utf8(inner).unwrap_or_default())
     }

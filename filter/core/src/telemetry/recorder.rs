@@ -22,6 +22,7 @@ use super::series::{EndpointSeries, PoolSeries};
 use super::{Handle, Metric, Registry, Sink, table};
 use crate::answer::Answer;
 use crate::decision::{Decision, Fallback};
+use crate::disaggregation::{CallEnd, Note};
 use crate::feedback::{Finding, Unread};
 use crate::load::Load;
 use crate::router::{Charge, State};
@@ -192,6 +193,45 @@ impl<K: Sink> Recorder<K> {
                     registry.add(*handle, 1);
                 }
             });
+        }
+    }
+
+    /// Something happened on a request's way. `address` is that of the engine it speaks of.
+    pub fn noted(&mut self, note: Note, address: &str) {
+        match note {
+            Note::Skipped { pool, skip } => {
+                self.count_in(pool, &table::UNDISAGGREGATED, skip.name());
+            }
+            Note::Disaggregated { pool, outcome } => {
+                self.count_in(pool, &table::DISAGGREGATED, outcome.name());
+            }
+            Note::Prefilled {
+                pool, end, took_us, ..
+            } => {
+                self.count_in(pool, &table::PREFILL_CALLS, end.name());
+                let served = end == CallEnd::Ok;
+                let took_ms = took_us.map(ms);
+                if let (true, Some(took_ms), Some(series)) = (served, took_ms, self.pools.get(pool))
+                {
+                    let labels = &[series.name()];
+                    let time = self.registry.series(&table::PREFILL_TIME, labels);
+                    self.registry.observe(time, took_ms);
+                }
+                self.at(Endpoint { pool, address }, |registry, series| {
+                    registry.add(series.decisions, 1);
+                    registry.add(series.finished, 1);
+                    registry.add(series.failed, u64::from(!served));
+                    registry.add(series.latency_sum, took_ms.unwrap_or_default());
+                });
+            }
+        }
+    }
+
+    /// Counts one in a series of a pool with one more label.
+    fn count_in(&mut self, pool: usize, metric: &'static Metric, value: &'static str) {
+        if let Some(series) = self.pools.get(pool) {
+            let handle = self.registry.series(metric, &[series.name(), value]);
+            self.registry.add(handle, 1);
         }
     }
 

@@ -69,6 +69,11 @@ pub struct EndpointSeries {
 }
 
 impl PoolSeries {
+    /// Name of the pool.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     pub fn new(registry: &mut Registry, name: &str) -> Self {
         let unreported =
             Unread::ALL.map(|cause| registry.series(&table::UNREPORTED, &[name, cause.name()]));

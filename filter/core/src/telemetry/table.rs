@@ -42,6 +42,15 @@ table! {
     DISCONNECTS: Counter "warmpath_client_disconnects_total", Requests [Pool]
         "requests whose client left before the answer was complete";
 
+    DISAGGREGATED: Counter "warmpath_disaggregated_requests_total", Requests [Pool, Cause]
+        "requests of a pool with disaggregation for which a prefill was begun, by what became of it";
+    UNDISAGGREGATED: Counter "warmpath_undisaggregated_requests_total", Requests [Pool, Reason]
+        "requests of a pool with disaggregation for which none was begun";
+    PREFILL_CALLS: Counter "warmpath_prefill_calls_total", Events [Pool, Cause]
+        "calls to engines of a pool that prefills, by how they ended";
+    PREFILL_TIME: Histogram "warmpath_prefill_milliseconds", Milliseconds [Pool]
+        "time that such engines took to compute a prompt, of calls that succeeded";
+
     TTFT: Histogram "warmpath_time_to_first_token_milliseconds", Milliseconds [Pool]
         "time from the request's headers to the first byte of the answer's body; where the filter reads the prompt, of streams only";
     ITL: Histogram "warmpath_inter_token_latency_milliseconds", Milliseconds [Pool]

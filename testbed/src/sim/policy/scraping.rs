@@ -3,8 +3,8 @@
 //! The page is text with vLLM's names, made of the engine model at that moment, and goes through the
 //! code that reads it in Envoy. O(engines that are due) a call.
 
+use warmpath_core::call::Reply;
 use warmpath_core::router::Router;
-use warmpath_core::scout::Reply;
 use warmpath_core::scrape::Call;
 use warmpath_core::store::Store;
 
