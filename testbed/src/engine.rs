@@ -23,6 +23,7 @@ mod fault;
 mod histogram;
 mod http;
 mod infer;
+mod kv_events;
 mod listen;
 mod metrics;
 mod plain;
@@ -48,12 +49,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::AbortHandle;
 
 pub use fault::{Fault, FaultPlan, Target};
+pub use kv_events::{KvEvent, KvEventsConfig, Tap};
 pub use seen::Seen;
 
 use crate::model::{ModelParams, Stats};
 use clock::Clock;
 use fault::Faults;
 use http::App;
+use kv_events::KvEvents;
 use listen::{Port, Server};
 use ranks::Ranks;
 use seen::SeenLog;
@@ -88,6 +91,8 @@ pub struct EngineConfig {
     pub fault: FaultPlan,
     /// Entries that the log keeps; 0 keeps none.
     pub log_limit: usize,
+    /// Who is told what its prefix cache holds; absent, nobody.
+    pub kv_events: Option<KvEventsConfig>,
 }
 
 impl Default for EngineConfig {
@@ -105,6 +110,7 @@ impl Default for EngineConfig {
             max_queued: None,
             fault: FaultPlan::default(),
             log_limit: 100_000,
+            kv_events: None,
         }
     }
 }
@@ -138,12 +144,21 @@ impl Engine {
             Some(port.listen()?)
         };
         let block_tokens = config.params.block_tokens.max(1);
-        let clocks: Vec<Arc<Clock>> = (0..config.data_parallel_size.max(1))
-            .map(|_| {
-                let params = config.params.clone();
-                Clock::new(params, scale, config.max_queued, Arc::clone(&faults))
-            })
-            .collect();
+        let mut clocks: Vec<Arc<Clock>> = Vec::new();
+        for rank in 0..config.data_parallel_size.max(1) {
+            let kv_events = match &config.kv_events {
+                Some(told) => Some(KvEvents::start(told, block_tokens, rank).await?),
+                None => None,
+            };
+            let (params, most) = (config.params.clone(), config.max_queued);
+            clocks.push(Clock::new(
+                params,
+                scale,
+                most,
+                Arc::clone(&faults),
+                kv_events,
+            ));
+        }
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -184,6 +199,11 @@ impl Engine {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.app.name
+    }
+
+    /// Where the KV events of its first rank are published, as `tcp://ip:port`.
+    pub fn kv_events(&self) -> Option<&str> {
+        self.app.ranks.clocks().first()?.kv_events()?.endpoint()
     }
 
     /// The inference requests seen, in order of arrival; the newest up to the limit.

@@ -30,6 +30,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use cache::BlockCache;
+pub use cache::CacheChange;
 use sequence::Sequence;
 
 /// Size and speed of an engine. The default is a model of the Llama-3-8B class on one H100.
@@ -338,6 +339,16 @@ impl EngineModel {
             sequence.add_to(&mut backlog, &self.params);
         }
         backlog
+    }
+
+    /// Notes from now on what changes in the prefix cache; it must be fetched, or it piles up.
+    pub fn note_cache_changes(&mut self) {
+        self.cache.note_changes();
+    }
+
+    /// What has changed in the prefix cache since this was last asked, oldest first.
+    pub fn take_cache_changes(&mut self) -> Vec<CacheChange> {
+        self.cache.take_changes()
     }
 
     /// Drops every block that no live request keeps, as an engine's cache reset does.

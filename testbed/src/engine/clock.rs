@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
 use super::fault::Faults;
+use super::kv_events::{KvEvents, Source};
 use super::metrics::{Ending, Meters, Snapshot};
 use crate::model::{EngineModel, ModelParams, Refusal, Step, Submission};
 
@@ -29,6 +30,8 @@ pub(super) struct Job {
     pub(super) prompt_tokens: u32,
     /// Tokens to generate.
     pub(super) output_tokens: u32,
+    /// What KV events tell of the prompt; `None` if nobody is told.
+    pub(super) source: Option<Arc<Source>>,
 }
 
 /// An output token as its request gets it.
@@ -72,6 +75,7 @@ pub(super) struct Clock {
     faults: Arc<Faults>,
     time_scale: f64,
     max_queued: Option<u32>,
+    kv_events: Option<KvEvents>,
 }
 
 #[derive(Debug)]
@@ -93,6 +97,7 @@ struct Live {
     every_token: bool,
     ending: Ending,
     prompt_tokens: u32,
+    source: Option<Arc<Source>>,
     submitted: Instant,
     first: Instant,
     last: Instant,
@@ -105,10 +110,15 @@ impl Clock {
         time_scale: f64,
         max_queued: Option<u32>,
         faults: Arc<Faults>,
+        kv_events: Option<KvEvents>,
     ) -> Arc<Self> {
+        let mut model = EngineModel::new(params);
+        if kv_events.is_some() {
+            model.note_cache_changes();
+        }
         Arc::new(Self {
             state: Mutex::new(State {
-                model: EngineModel::new(params),
+                model,
                 live: HashMap::new(),
                 next_id: 0,
                 sleep: Sleep::Awake,
@@ -119,7 +129,13 @@ impl Clock {
             faults,
             time_scale,
             max_queued,
+            kv_events,
         })
+    }
+
+    /// What is told of the prefix cache, if it is.
+    pub(super) fn kv_events(&self) -> Option<&KvEvents> {
+        self.kv_events.as_ref()
     }
 
     /// Drives the model for ever.
@@ -175,6 +191,7 @@ impl Clock {
                 blocks,
                 prompt_tokens,
                 output_tokens,
+                source,
             },
         ) in jobs.into_iter().enumerate()
         {
@@ -198,6 +215,7 @@ impl Clock {
                 every_token,
                 ending,
                 prompt_tokens,
+                source,
                 submitted,
                 first,
                 last,
@@ -220,6 +238,10 @@ impl Clock {
             return None;
         }
         let step = state.model.step()?;
+        if let Some(kv_events) = &self.kv_events {
+            let changes = state.model.take_cache_changes();
+            kv_events.publish(&changes, |request| state.live.get(&request)?.source.clone());
+        }
         let finished = step.tokens.iter().filter(|token| token.finished).count();
         state.finishing = u32::try_from(finished).unwrap_or(u32::MAX);
         Some(step)

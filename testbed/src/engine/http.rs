@@ -114,7 +114,7 @@ pub(super) enum Route {
     Plain(Plain),
 }
 
-const ROUTES: [(&str, Method, Route); 24] = [
+const ROUTES: [(&str, Method, Route); 25] = [
     ("/health", Method::GET, Route::Plain(Plain::Health)),
     ("/ping", Method::GET, Route::Plain(Plain::Health)),
     ("/ping", Method::POST, Route::Plain(Plain::Health)),
@@ -144,6 +144,11 @@ const ROUTES: [(&str, Method, Route); 24] = [
         "/reset_prefix_cache",
         Method::POST,
         Route::Plain(Plain::ResetPrefixCache),
+    ),
+    (
+        "/kv_event_sources",
+        Method::GET,
+        Route::Plain(Plain::KvEventSources),
     ),
     ("/fault", Method::GET, Route::Plain(Plain::GetFault)),
     ("/fault", Method::POST, Route::Plain(Plain::SetFault)),

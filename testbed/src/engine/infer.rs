@@ -5,6 +5,7 @@
 //! Cost: O(body + tokens).
 
 use std::io;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use super::answer::{self, Choice, Heading, Usage};
 use super::clock::{Flight, Job, Rejection};
 use super::error::ApiError;
 use super::http::{App, Body, json_answer, parse_json};
+use super::kv_events::Source;
 use super::metrics::{Ending, Snapshot};
 use super::pooling;
 use super::prompt::{self, Api, Ask};
@@ -91,7 +93,9 @@ fn start(call: &Call<'_>, visit: &Visit) -> Result<Running, ApiError> {
         .map(Prompt::tokens)
         .fold(0, u32::saturating_add);
     visit.note(|seen| seen.prompt_tokens = prompt_tokens);
-    let (jobs, choices) = jobs(app.block_tokens, &ask, output_tokens);
+    let told = clock.kv_events().is_some();
+    let salt = told.then(|| json.get("cache_salt").and_then(Value::as_str));
+    let (jobs, choices) = jobs(app.block_tokens, &ask, output_tokens, salt);
     let ending = match ask.max_tokens {
         Some(_) => Ending::Length,
         None => Ending::Stop,
@@ -150,18 +154,32 @@ fn output_tokens(app: &App, api: Api, ask: &Ask) -> Result<u32, ApiError> {
     }
 }
 
-/// A job and a choice for each prompt and each of its `n`; prompt by prompt.
-fn jobs(block_tokens: u32, ask: &Ask, output_tokens: u32) -> (Vec<Job>, Vec<Choice>) {
+/// A job and a choice for each prompt and each of its `n`; prompt by prompt. The salt's name, if KV
+/// events are told.
+fn jobs(
+    block_tokens: u32,
+    ask: &Ask,
+    output_tokens: u32,
+    told_salt: Option<Option<&str>>,
+) -> (Vec<Job>, Vec<Choice>) {
     let mut jobs = Vec::new();
     let mut choices = Vec::new();
     for prompt in &ask.prompts {
         let blocks = prompt.blocks(block_tokens, ask.salt);
         let hash = blocks.last().copied().unwrap_or(ask.salt);
+        let source = told_salt.map(|salt| {
+            Arc::new(Source {
+                blocks: blocks.clone(),
+                ids: prompt.ids(),
+                salt: salt.map(str::to_owned),
+            })
+        });
         for nth in 0..ask.n {
             jobs.push(Job {
                 blocks: blocks.clone(),
                 prompt_tokens: prompt.tokens(),
                 output_tokens,
+                source: source.clone(),
             });
             choices.push(Choice {
                 seed: hash.wrapping_add(u64::from(nth)),

@@ -13,6 +13,7 @@ use super::error::ApiError;
 use super::exposition;
 use super::fault::FaultPlan;
 use super::http::{App, Body, full, json_answer, parse_json};
+use super::kv_events::KvEvents;
 use super::metrics;
 use super::prompt::{self, Api};
 use super::tokens::Prompt;
@@ -42,6 +43,8 @@ pub(super) enum Plain {
     IsSleeping,
     /// `/reset_prefix_cache`
     ResetPrefixCache,
+    /// `/kv_event_sources`
+    KvEventSources,
     /// GET `/fault`
     GetFault,
     /// POST `/fault`
@@ -95,6 +98,12 @@ pub(super) fn answer(
         Plain::ResetPrefixCache => {
             clocks.for_each(|clock| clock.reset_prefix_cache());
             Ok(full(String::new()))
+        }
+        Plain::KvEventSources => {
+            let sources = clocks.enumerate().filter_map(|(rank, clock)| {
+                Some((rank.to_string(), clock.kv_events().map(KvEvents::source)?))
+            });
+            ok(sources.collect::<serde_json::Map<_, _>>().into())
         }
         Plain::GetFault => ok(json!(app.faults.plan())),
         Plain::SetFault => {

@@ -3,6 +3,7 @@
 mod answers;
 mod cache;
 mod faults;
+mod kv_events;
 mod life;
 mod page;
 mod ranks;

@@ -4,7 +4,8 @@
 //! referenced by live requests) or idle (named, referenced by nobody, evictable). The one idea:
 //! `capacity = free + reserved + held + idle` at all times, so a leak is an arithmetic fact.
 //! Idle blocks are in order of their release, least recent first; a request releases its blocks
-//! deepest first, so that a prefix outlives its continuations. Every operation is O(1) a block.
+//! deepest first, so that a prefix outlives its continuations. Every operation is O(1) a block. What
+//! changes is noted if somebody asked for it, until it is fetched.
 
 use std::collections::HashMap;
 
@@ -19,6 +20,25 @@ pub(super) struct Holding {
     reserved: u32,
 }
 
+/// A change of what can be hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheChange {
+    /// A block of a request's prompt can be hit from now on.
+    Stored {
+        /// The request.
+        request: u64,
+        /// Which of its blocks.
+        block: usize,
+    },
+    /// A block can no longer be hit.
+    Removed {
+        /// Its hash.
+        hash: u64,
+    },
+    /// No block can be hit.
+    Cleared,
+}
+
 /// See the module documentation.
 #[derive(Debug)]
 pub(super) struct BlockCache {
@@ -27,6 +47,8 @@ pub(super) struct BlockCache {
     reserved: u32,
     held: HashMap<u64, u32, DefaultHashBuilder>,
     idle: LinkedHashSet<u64>,
+    /// `None` unless they are asked for.
+    changes: Option<Vec<CacheChange>>,
 }
 
 impl BlockCache {
@@ -38,6 +60,25 @@ impl BlockCache {
             reserved: 0,
             held: HashMap::default(),
             idle: LinkedHashSet::new(),
+            changes: None,
+        }
+    }
+
+    /// Notes changes from now on.
+    pub(super) fn note_changes(&mut self) {
+        self.changes.get_or_insert_default();
+    }
+
+    /// The changes since this was last asked, oldest first.
+    pub(super) fn take_changes(&mut self) -> Vec<CacheChange> {
+        let changes = self.changes.as_mut();
+        changes.map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Notes a change, if anybody wants to know.
+    pub(super) fn note(&mut self, change: CacheChange) {
+        if let Some(changes) = &mut self.changes {
+            changes.push(change);
         }
     }
 
@@ -72,7 +113,10 @@ impl BlockCache {
             self.idle.remove(&hash);
             *self.held.entry(hash).or_insert(0) += 1;
         }
-        while self.free < fresh && self.idle.pop_front().is_some() {
+        while self.free < fresh
+            && let Some(hash) = self.idle.pop_front()
+        {
+            self.note(CacheChange::Removed { hash });
             self.free += 1;
         }
         self.free -= fresh;
@@ -83,16 +127,17 @@ impl BlockCache {
         })
     }
 
-    /// Names a reserved block of `holding`, which makes it hit-able. A block that exists already
-    /// under this name (two requests computed it at once) stays private.
-    pub(super) fn name(&mut self, holding: &mut Holding, hash: u64) {
+    /// Names a reserved block of `holding`, which makes it hit-able; whether it did. A block that
+    /// exists already under this name (two requests computed it at once) stays private.
+    pub(super) fn name(&mut self, holding: &mut Holding, hash: u64) -> bool {
         if holding.reserved == 0 || self.held.contains_key(&hash) || self.idle.contains(&hash) {
-            return;
+            return false;
         }
         holding.reserved -= 1;
         self.reserved -= 1;
         self.held.insert(hash, 1);
         holding.named.push(hash);
+        true
     }
 
     /// Gives everything in `holding` back; named blocks stay as idle ones.
@@ -113,7 +158,13 @@ impl BlockCache {
     /// Forgets every idle block.
     pub(super) fn flush(&mut self) {
         self.free += count(self.idle.len());
-        self.idle.clear();
+        let forgotten = std::mem::take(&mut self.idle);
+        if self.held.is_empty() {
+            return self.note(CacheChange::Cleared);
+        }
+        for hash in forgotten {
+            self.note(CacheChange::Removed { hash });
+        }
     }
 
     /// The idle blocks, the next one to be evicted first.

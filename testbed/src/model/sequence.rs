@@ -3,7 +3,7 @@
 //! The one idea: `computed` prompt tokens only grow, and a full prompt block gets its name in the
 //! step that computes its last token. All operations are O(blocks touched).
 
-use super::cache::{BlockCache, Holding};
+use super::cache::{BlockCache, CacheChange, Holding};
 use super::{Backlog, ModelParams, Step, Submission, TokenEvent};
 
 /// See the module documentation.
@@ -130,9 +130,12 @@ impl Sequence {
         self.computed = from + chunk;
         let completed =
             (from / self.block_tokens) as usize..(self.computed / self.block_tokens) as usize;
-        let end = completed.end.min(self.blocks.len());
-        for &hash in self.blocks.get(completed.start..end).unwrap_or_default() {
-            cache.name(&mut self.holding, hash);
+        let blocks = self.blocks.iter().enumerate().take(completed.end);
+        for (block, &hash) in blocks.skip(completed.start) {
+            if cache.name(&mut self.holding, hash) {
+                let request = self.id;
+                cache.note(CacheChange::Stored { request, block });
+            }
         }
         params.prefill_us(from, self.computed)
     }
