@@ -6,9 +6,11 @@
 
 pub mod clusters;
 pub mod endpoint_metadata;
+pub mod kv_index;
 pub mod models;
 pub mod orca;
 pub mod retry_after;
+pub mod tokens;
 pub mod usage;
 
 mod admin;

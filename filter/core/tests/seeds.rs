@@ -113,6 +113,7 @@ targets! {
     clusters: crate::inputs::clusters,
     config: crate::inputs::config,
     headers: crate::headers::check,
+    kv_index: crate::inputs::kv_index,
     metrics_page: crate::metrics_page::check,
     models: crate::inputs::models,
     request_scan: crate::request_scan::check,

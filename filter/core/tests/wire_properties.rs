@@ -11,6 +11,7 @@ use proptest::sample::{Index, select};
 use serde_json::{Value, json};
 use warmpath_core::wire::usage::{Framing, Usage, in_tail};
 use warmpath_core::wire::{clusters, endpoint_metadata, models, orca, retry_after};
+use warmpath_core::wire::{kv_index, tokens};
 
 /// Names that the parsers look for, and names that resemble them.
 const NAMES: [&str; 14] = [
@@ -141,6 +142,10 @@ proptest! {
         let _ = clusters::parse(&bytes);
         let _ = endpoint_metadata::parse(&bytes);
         let _ = models::parse(&bytes);
+        let _ = kv_index::lmcache_overlaps(&bytes);
+        let _ = kv_index::dynamo_overlaps(&bytes);
+        let _ = kv_index::dynamo_workers(&bytes);
+        let _ = tokens::parse(&bytes);
         let _ = orca::parse(&bytes);
         let seconds = retry_after::parse(&bytes, now_unix_s);
         prop_assert!(seconds.is_none_or(|seconds| seconds <= retry_after::MAX_SECONDS));
@@ -237,6 +242,36 @@ proptest! {
             let longest = entry["max_model_len"].as_u64().and_then(|n| u32::try_from(n).ok());
             prop_assert_eq!(read.max_model_len, longest);
         }
+    }
+
+    #[test]
+    fn overlaps_are_those_of_a_tree(
+        told in vec(("[a-z]{0,3}", vec((any::<u16>(), value()), 0..4)), 0..6)
+    ) {
+        let scores: std::collections::BTreeMap<&String, std::collections::BTreeMap<String, &Value>> =
+            told.iter().map(|(name, ranks)| {
+                let ranks = ranks.iter().map(|(rank, value)| (rank.to_string(), value));
+                (name, ranks.collect())
+            }).collect();
+        let read = kv_index::dynamo_overlaps(json!({"scores": scores}).to_string().as_bytes());
+        let mut read: Vec<_> = read.unwrap().into_iter()
+            .map(|it| (it.instance, it.rank.unwrap(), it.tokens)).collect();
+        read.sort();
+        let mut expected: Vec<_> = scores.iter().filter(|(name, _)| !name.is_empty())
+            .flat_map(|(name, ranks)| ranks.iter().filter_map(|(rank, value)| {
+                Some(((*name).clone(), rank.parse().unwrap(), value.as_u64()?))
+            })).collect();
+        expected.sort();
+        prop_assert_eq!(read, expected);
+        let layout: serde_json::Map<String, Value> = told.iter().map(|(name, ranks)| {
+            let info: Vec<&Value> = ranks.iter().map(|(_, value)| value).collect();
+            (name.clone(), json!(info))
+        }).collect();
+        let read = kv_index::lmcache_overlaps(json!({"layout_info": layout}).to_string().as_bytes());
+        let expected: Vec<_> = layout.iter().filter(|(name, _)| !name.is_empty())
+            .filter_map(|(name, info)| Some((name.clone(), info.get(1)?.as_u64()?))).collect();
+        let read: Vec<_> = read.unwrap().into_iter().map(|it| (it.instance, it.tokens)).collect();
+        prop_assert_eq!(read, expected);
     }
 
     #[test]

@@ -4,7 +4,9 @@ use warmpath_core::Config;
 use warmpath_core::config::MAX_ENDPOINTS;
 use warmpath_core::router::Router;
 use warmpath_core::store::MemoryStore;
-use warmpath_core::wire::{MAX_NAME_BYTES, clusters, models, retry_after};
+use warmpath_core::wire::{
+    MAX_NAME_BYTES, WireError, clusters, kv_index, models, retry_after, tokens,
+};
 
 /// Some time in 2026.
 const NOW_S: u64 = 1_790_000_000;
@@ -57,6 +59,34 @@ pub fn models(body: &[u8]) {
     let mut names = found.iter().map(|model| &model.id).chain(parents);
     assert!(names.all(|name| (1..=MAX_NAME_BYTES).contains(&name.len())));
     assert_eq!(models::parse(body).ok(), Some(found), "another answer");
+}
+
+/// What an engine says of tokens, or an index service of who holds them, is refused, or says no more and
+/// nothing longer than it may.
+pub fn kv_index(body: &[u8]) {
+    if let Ok(found) = tokens::parse(body) {
+        assert!(found.len() <= tokens::MAX_TOKENS);
+        let asked = kv_index::dynamo_query(&found, "m");
+        assert!(asked.ends_with(b",\"model_name\":\"m\"}"));
+        assert_eq!(tokens::parse(&kv_index::lmcache_lookup(&found)), Ok(found));
+    }
+    type Parse = fn(&[u8]) -> Result<Vec<kv_index::Overlap>, WireError>;
+    for parse in [
+        kv_index::lmcache_overlaps as Parse,
+        kv_index::dynamo_overlaps,
+    ] {
+        let Ok(found) = parse(body) else { continue };
+        assert!(found.len() <= kv_index::MAX_OVERLAPS);
+        let mut names = found.iter().map(|overlap| overlap.instance.len());
+        assert!(names.all(|length| (1..=MAX_NAME_BYTES).contains(&length)));
+        assert_eq!(parse(body).ok(), Some(found), "another answer");
+    }
+    if let Ok(Some(name)) = kv_index::lmcache_name(body) {
+        assert!((1..=MAX_NAME_BYTES).contains(&name.len()));
+    }
+    let workers = kv_index::dynamo_workers(body).unwrap_or_default();
+    assert!(workers.len() <= kv_index::MAX_OVERLAPS);
+    assert!(workers.iter().all(|(name, _)| !name.is_empty()));
 }
 
 /// A wait is none, or one that is believed; later it is no longer.
