@@ -380,6 +380,9 @@ impl Worker {
         let now_us = host::now_us();
         self.router.tick(now_us);
         self.survey(now_us);
+        for (pool, tally) in self.router.take_kv_tallies() {
+            self.metrics.looked_up(pool, &tally);
+        }
         self.metrics.flush();
         let Holding::Untried { stranded } = self.holding else {
             return Vec::new();

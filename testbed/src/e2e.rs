@@ -19,6 +19,7 @@ mod fleet;
 pub(crate) mod harness;
 mod health;
 mod hostile;
+mod kv_aware;
 mod limits;
 mod makers;
 mod migrate;
@@ -145,6 +146,7 @@ fn cases() -> Vec<Case> {
         passing::cases(),
         refusals::cases(),
         prefix::cases(),
+        kv_aware::cases(),
         pressure::cases(),
         replay::cases(),
         answers::cases(),

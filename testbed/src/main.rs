@@ -8,6 +8,7 @@ mod drill;
 mod e2e;
 mod engine;
 mod envoy;
+mod lmcache;
 mod matrix;
 mod microbench;
 mod migrate;

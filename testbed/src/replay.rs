@@ -54,6 +54,9 @@ pub struct Args {
     /// The pool's policy, as `simulate` names it.
     #[arg(long, default_value = "prefix")]
     policy: String,
+    /// Give Envoy's pool the policy `kv_aware` instead, over an index that the engines tell.
+    #[arg(long)]
+    kv_index: bool,
     /// Engines in the pool.
     #[arg(long, default_value_t = 8)]
     engines: usize,
@@ -93,6 +96,8 @@ pub struct Plan {
     pub slice: Slice,
     /// The pool's policy.
     pub policy: Spec,
+    /// Whether Envoy's pool has `kv_aware` instead, over an index that the engines tell.
+    pub kv_index: bool,
     /// Engines in the pool.
     pub engines: usize,
     /// KV capacity of an engine.
@@ -143,6 +148,7 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
         config: existing(&args.config)?,
         slice: Slice::cut(&args.trace, args.skip, args.requests, &load, args.seed)?,
         policy: Spec::parse(&args.policy)?,
+        kv_index: args.kv_index,
         engines: args.engines,
         kv_tokens: args.kv_tokens,
         speed: args.speed,
@@ -156,11 +162,15 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
 /// # Errors
 /// The filter has no such policy, something does not start, or a request is not served.
 pub async fn compare(plan: &Plan) -> anyhow::Result<Comparison> {
-    let policy = plan.policy.in_filter(plan.kv_tokens);
-    let policy = policy.with_context(|| {
-        let name = &plan.policy;
-        format!("--policy: got {name}, want round_robin, least_request, p2c or prefix, streamed")
-    })?;
+    let policy = match plan.kv_index {
+        true => None,
+        false => Some(plan.policy.in_filter(plan.kv_tokens).with_context(|| {
+            let name = &plan.policy;
+            format!(
+                "--policy: got {name}, want round_robin, least_request, p2c or prefix, streamed"
+            )
+        })?),
+    };
     let params = crate::sim::engine_params(plan.kv_tokens, &plan.slice.workload)?;
     let scenario = Scenario {
         engines: plan.engines,

@@ -98,6 +98,10 @@ pub enum Purpose {
     Prefill,
     /// To learn the names by which engines know each other.
     EngineIds,
+    /// To learn the tokens of a prompt.
+    Tokens,
+    /// To learn who holds them.
+    Overlaps,
 }
 
 impl Purpose {
@@ -106,6 +110,8 @@ impl Purpose {
         match self {
             Purpose::Prefill => "prefill",
             Purpose::EngineIds => "engine ids",
+            Purpose::Tokens => "tokens",
+            Purpose::Overlaps => "overlaps",
         }
     }
 }

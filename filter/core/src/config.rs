@@ -8,6 +8,7 @@ mod admission;
 mod disaggregation;
 mod endpoints;
 mod fleet;
+mod kv_aware;
 mod pool;
 mod reader;
 mod status;
@@ -15,6 +16,7 @@ mod status;
 pub use disaggregation::{Connector, Disaggregation};
 pub use endpoints::EndpointConfig;
 pub use fleet::{Polling, ScrapeOptions};
+pub use kv_aware::{IndexKind, IndexOptions, KvAwareOptions};
 pub use pool::{PolicyConfig, PoolConfig};
 pub use reader::ConfigError;
 pub use status::StatusOptions;
@@ -313,6 +315,10 @@ fn check_sources(reader: &mut Reader, pools: &[PoolConfig], discovery: bool, scr
         if pool.discovered && !discovery {
             let want = "`static`, because `discovery` is off";
             reader.error(&format!("{path}.endpoints"), &"envoy".into(), want);
+        }
+        if pool.policy.kv_aware().is_some() && !scrape {
+            let want = "another policy, because `scrape` is off: engines are asked for tokens by its cluster";
+            reader.error(&format!("{path}.policy"), &"kv_aware".into(), want);
         }
         if pool.discover_models && !scrape {
             let want = "false, because `scrape` is off";

@@ -51,6 +51,10 @@ pub enum Reason {
     LoadOverPrefix,
     /// No endpoint holds enough of the prompt.
     ColdPrefix,
+    /// It holds the longest part of the prompt, as the index service says.
+    LongestCached,
+    /// Another holds more of the prompt, as the index service says, but has more to do.
+    LoadOverCached,
     /// Load is spread so unevenly that only load counted.
     Imbalance,
     /// It had stalled, and is put to the test.
@@ -74,6 +78,8 @@ impl Reason {
             Reason::LongestPrefix => "longest_prefix",
             Reason::LoadOverPrefix => "load_over_prefix",
             Reason::ColdPrefix => "cold_prefix",
+            Reason::LongestCached => "longest_cached",
+            Reason::LoadOverCached => "load_over_cached",
             Reason::Imbalance => "imbalance",
             Reason::Probe => "probe",
             Reason::PreferredFull => "preferred_full",

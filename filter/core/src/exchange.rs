@@ -3,10 +3,11 @@
 //! The adapter feeds what Envoy shows it and does what each [`Step`] says. It may stop at any point:
 //! whatever happens, [`Exchange::end`] gives back what was counted, exactly once.
 
-use crate::admission::Priority;
 mod call_head;
 mod handoff;
+mod lookup;
 
+use crate::admission::Priority;
 use crate::answer::Answer;
 use crate::call::{Reply, RequestCall};
 use crate::decision::{Decision, Fallback};
@@ -14,6 +15,7 @@ use crate::disaggregation::{self, Note};
 use crate::feedback::{Feedback, Finding, LoadReport};
 use crate::hash;
 use crate::json;
+use crate::kv::Told;
 use crate::router::{
     Ask, Charge, Explained, Outcome, PromptFacts, Response, Router, Target, completed,
 };
@@ -23,6 +25,7 @@ use crate::splice::{Change, Edit};
 use crate::store::Store;
 use call_head::CallHead;
 use handoff::Handoff;
+use lookup::Lookup;
 
 /// The request's headers.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +68,8 @@ pub struct Exchange {
     charge: Option<Charge>,
     feedback: Feedback,
     /// What a reply is awaited for.
+    /// What an index service said of the prompt, and the pool whose engines it is about.
+    told: Option<(usize, Told)>,
     wait: Wait,
     /// For calls; where there may be any.
     head: Option<Box<CallHead>>,
@@ -82,6 +87,8 @@ enum Wait {
     Nothing,
     /// That another engine computes its prompt.
     Handoff(Box<Handoff>),
+    /// A lookup in a KV index.
+    Lookup(Box<Lookup>),
 }
 
 impl Exchange {
@@ -108,7 +115,7 @@ impl Exchange {
         self.feedback.on_request(head.headers);
         self.key = session::from_headers(&router.config().session_key, head.headers);
         self.priority = priority(router, head.headers);
-        self.head = router.makes_calls().then(|| {
+        self.head = (router.makes_calls() || router.asks_index()).then(|| {
             let ids = &router.config().headers.request_id;
             Box::new(CallHead::new(head.headers, ids))
         });
@@ -188,6 +195,9 @@ impl Exchange {
             return Step::Hold;
         }
         match self.key_for(router, &target, ended) {
+            Some(key) if router.wants_prompt(&target) => {
+                self.decide_told(router, &target, key, now_us)
+            }
             Some(key) => self.decide(router, &target, key, None, now_us),
             None => Step::Hold,
         }
@@ -205,6 +215,7 @@ impl Exchange {
         match std::mem::take(&mut self.wait) {
             Wait::Nothing => Step::Hold,
             Wait::Handoff(handoff) => self.handoff_reply(router, handoff, reply, now_us),
+            Wait::Lookup(lookup) => self.on_lookup_reply(router, *lookup, reply, now_us),
         }
     }
 
@@ -320,6 +331,9 @@ impl Exchange {
 
     /// The request is over. Later calls do nothing.
     pub fn end<S: Store>(&mut self, router: &mut Router<S>, outcome: Outcome, now_us: u64) {
+        if let Wait::Lookup(lookup) = std::mem::take(&mut self.wait) {
+            router.kv_abandoned(lookup.pool());
+        }
         self.abandon(router, now_us);
         if let Some(charge) = self.charge.take() {
             router.end(charge, outcome, now_us);
@@ -423,6 +437,11 @@ impl Exchange {
             .wants_prompt(target)
             .then(|| self.prompt(router, target))
             .flatten();
+        let told = self.told.as_ref().filter(|told| told.0 == target.pool);
+        let prompt = prompt.map(|prompt| PromptFacts {
+            told: told.map(|told| told.1.clone()),
+            ..prompt
+        });
         Ask {
             target,
             key,
@@ -507,6 +526,7 @@ impl Exchange {
             conversation: prompt.conversation(seed),
             streamed: scan.stream(),
             output_tokens: scan.max_tokens(),
+            told: None,
         })
     }
 

@@ -9,6 +9,7 @@ mod consistent_hash;
 mod foreign;
 mod group;
 mod holders;
+mod kv_aware;
 mod least_kv;
 mod least_request;
 mod lowest_qps;
@@ -48,6 +49,8 @@ pub struct View<'a> {
     pub key: Option<u64>,
     /// What is known of the prompt, for policies that look at it.
     pub warmth: Option<Warmth<'a>>,
+    /// What an index service says of the prompt.
+    pub word: Word,
     /// Number of this request in its pool, for `round_robin`.
     pub turn: u64,
     /// A random number.
@@ -74,23 +77,45 @@ pub struct Ranking {
     pub reason: Reason,
 }
 
-/// The policy that decides about a request: itself, or its stand-in when there is no session key.
-pub fn effective(policy: &PolicyConfig, has_key: bool) -> &PolicyConfig {
-    match policy {
-        PolicyConfig::ConsistentHash { without_key, .. } if !has_key => without_key,
-        policy => policy,
+/// What an index service says of a prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Word {
+    /// Nothing: it was not asked, or did not answer.
+    #[default]
+    None,
+    /// That no engine holds enough of it.
+    Unmatched,
+    /// Who holds how much of it.
+    Matched,
+}
+
+/// The policy that decides about a request: itself, or its stand-in when there is no session key, or no
+/// word of an index service.
+pub fn effective(policy: &PolicyConfig, has_key: bool, word: Word) -> &PolicyConfig {
+    match (policy, word) {
+        (PolicyConfig::ConsistentHash { without_key, .. }, _) if !has_key => without_key,
+        (PolicyConfig::KvAware(options), Word::None) => &options.prefix,
+        (PolicyConfig::KvAware(options), Word::Unmatched) => match &options.fallback {
+            Some(fallback) => effective(fallback, has_key, word),
+            None => policy,
+        },
+        (policy, _) => policy,
     }
 }
 
-/// Takes over into a group what a policy compares; `rates` is only fed when a pool asks for it.
+/// Takes over into a group what a policy compares; `rates` is only fed when a pool asks for it. Whatever
+/// stands in for the pool's policy, the group's costs are those of the pool's `prefix`, if it has any.
 pub fn catch_up(
     policy: &PolicyConfig,
+    pool: &PolicyConfig,
     group: &mut Group,
     loads: &Board<Load>,
     foreign: &[Foreign],
     rates: &Board<Rate>,
     now_us: u64,
 ) {
+    let weights = pool.prefix();
+    let cost = |load: &Load| weights.map_or(0.0, |weights| prefix::load_cost(weights, load));
     match policy {
         PolicyConfig::RoundRobin
         | PolicyConfig::Random
@@ -99,21 +124,20 @@ pub fn catch_up(
         | PolicyConfig::ConsistentHash {
             bounded_load: None, ..
         } => {}
-        PolicyConfig::Prefix(options) => {
-            group.catch_up(loads, foreign, |load| prefix::load_cost(options, load));
-        }
         PolicyConfig::LowestQps { window_us } => {
             group.catch_up_rates(rates, loads, foreign, bucket(now_us, *window_us));
         }
         PolicyConfig::LeastRequest
+        | PolicyConfig::Prefix(_)
+        | PolicyConfig::KvAware(_)
         | PolicyConfig::CacheAware(_)
-        | PolicyConfig::ConsistentHash { .. } => group.catch_up(loads, foreign, |_| 0.0),
+        | PolicyConfig::ConsistentHash { .. } => group.catch_up(loads, foreign, cost),
     }
 }
 
 /// Ranks the members of a view.
 pub fn rank(policy: &PolicyConfig, view: &View) -> Ranking {
-    let policy = effective(policy, view.key.is_some());
+    let policy = effective(policy, view.key.is_some(), view.word);
     let (ranked, reason) = match policy {
         PolicyConfig::RoundRobin => round_robin::rank(view),
         PolicyConfig::Random => random::rank(view),
@@ -123,6 +147,7 @@ pub fn rank(policy: &PolicyConfig, view: &View) -> Ranking {
         PolicyConfig::LowestQps { .. } => lowest_qps::rank(view),
         PolicyConfig::Prefix(options) => prefix::rank(view, options),
         PolicyConfig::CacheAware(options) => cache_aware::rank(view, options),
+        PolicyConfig::KvAware(options) => kv_aware::rank(view, options),
         PolicyConfig::ConsistentHash { bounded_load, .. } => {
             consistent_hash::rank(view, view.key.unwrap_or_default(), *bounded_load)
         }

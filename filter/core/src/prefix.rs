@@ -14,6 +14,7 @@
 //! entry is told by its [`clock`], which counts tokens, not time.
 
 mod clock;
+mod lately;
 mod log;
 mod replica;
 mod seed;
@@ -22,6 +23,7 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 
+pub use lately::Lately;
 pub use replica::Replica;
 pub use seed::seed;
 

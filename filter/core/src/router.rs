@@ -11,6 +11,7 @@ mod admit;
 mod decide;
 mod explain;
 mod judge;
+mod kv;
 mod layout;
 mod ranks;
 mod recall;
@@ -25,6 +26,8 @@ pub(crate) use decide::completed;
 pub use decide::{Ask, PromptFacts};
 pub use explain::{Candidate, Explained};
 pub use judge::{Response, State};
+pub use kv::INSTANCE_LABEL;
+pub(crate) use kv::{Inquiry, Sender};
 pub use survey::{Surveyed, Told};
 pub(crate) use transfer::Mark;
 
@@ -51,6 +54,7 @@ use crate::workers::Column;
 use account::Drains;
 use ahash::{AHashMap, RandomState};
 use judge::Members;
+use kv::KvPool;
 use std::net::SocketAddr;
 use watch::Watch;
 use words::Words;
@@ -129,6 +133,8 @@ pub struct Router<S> {
     names: AHashMap<SocketAddr, transfer::Names>,
     /// Empty unless the status page is served.
     recent: Recent,
+    /// What is known of the index service of each pool that has one.
+    kv: Vec<Option<KvPool>>,
 }
 
 #[derive(Debug)]
@@ -235,12 +241,22 @@ impl<S: Store> Router<S> {
             pending: Pending::default(),
             names: AHashMap::new(),
             recent: Recent::new(config.status.as_ref().map_or(0, |status| status.recent)),
+            kv: config
+                .pools
+                .iter()
+                .map(|pool| pool.policy.kv_aware().map(KvPool::new))
+                .collect(),
             config,
         };
         router.lay_out(now_us);
         // By what the others have learned of the engines: a snapshot of theirs finds room at once.
         let make = || Replica::new(router.table_bytes, &router.capacities);
         router.replica = wants_prompt.then(make);
+        let pools = router.config.pools.iter();
+        let predictions = pools.filter_map(|pool| Some(pool.policy.kv_aware()?.prediction_us));
+        if let (Some(replica), Some(span_us)) = (router.replica.as_mut(), predictions.max()) {
+            replica.remember_lately(span_us);
+        }
         router
     }
 

@@ -174,6 +174,19 @@ impl RequestScan {
         }
     }
 
+    /// Whether an engine's `/tokenize` gives the tokens of this body that its cache is keyed by, and
+    /// nothing else tells its blocks apart: a chat or one text, without media and salt.
+    #[must_use]
+    pub fn is_tokenizable(&self) -> bool {
+        let canonical = &self.collected.canonical;
+        let form = match self.api {
+            Api::ChatCompletions => !canonical.main_is_text(),
+            Api::Completions => canonical.main_is_text(),
+            _ => false,
+        };
+        form && !canonical.has_media() && self.cache_salt().is_none()
+    }
+
     /// The prompt as far as it was read; empty when the plan does not ask for it.
     #[must_use]
     pub fn prompt(&self) -> &Prompt {

@@ -99,6 +99,7 @@ impl<'a> World<'a> {
             conversation: u64::from(prompt),
             streamed: prompt.is_multiple_of(2),
             output_tokens: Some(1),
+            told: None,
         };
         let router = &mut self.workers[at];
         let target = router.target(b"m").expect("a pool").clone();

@@ -490,6 +490,7 @@ fn prompt_of(own: u64) -> PromptFacts {
         conversation: own,
         streamed: true,
         output_tokens: Some(1),
+        told: None,
     }
 }
 
@@ -891,6 +892,7 @@ fn prompt(name: u64, chunks: usize) -> PromptFacts {
         conversation: name,
         streamed: true,
         output_tokens: Some(1),
+        told: None,
     }
 }
 

@@ -42,6 +42,7 @@ fn prompt(family: u64, shared: usize, own: u64, chunks: usize) -> PromptFacts {
         conversation: own,
         streamed: true,
         output_tokens: Some(1),
+        told: None,
     }
 }
 

@@ -322,13 +322,14 @@ proptest! {
             }
             holders.clear();
             round.held.iter().for_each(|(at, tokens)| holders.set(*at, *tokens));
-            policy::catch_up(&policy, &mut group, &loads, &foreign, &rates, now_us);
+            policy::catch_up(&policy, &policy, &mut group, &loads, &foreign, &rates, now_us);
             let ranking = policy::rank(&policy, &View {
                 group: &group,
                 loads: &loads,
                 foreign: &foreign,
                 adapter: round.adapter.as_ref().map(|(loaded, full)| Adapter { loaded, full }),
                 key: Some(round.key),
+                word: Default::default(),
                 warmth: Some(Warmth {
                     tokens: round.prompt_tokens,
                     holders: &holders,

@@ -178,6 +178,7 @@ fn prompt(number: u64) -> PromptFacts {
         conversation: number,
         streamed: true,
         output_tokens: Some(8),
+        told: None,
     }
 }
 

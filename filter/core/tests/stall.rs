@@ -55,6 +55,7 @@ fn prompt(tokens: usize, streamed: bool) -> PromptFacts {
         conversation: tokens as u64,
         streamed,
         output_tokens: Some(1),
+        told: None,
     }
 }
 

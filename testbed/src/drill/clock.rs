@@ -121,6 +121,7 @@ impl World<'_> {
             conversation: prompt,
             streamed: prompt.is_multiple_of(2),
             output_tokens: Some(1),
+            told: None,
         };
         self.now_us += 5000;
         let router = self.routers.get_mut(at).context("no worker")?;

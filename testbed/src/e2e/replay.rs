@@ -103,6 +103,7 @@ async fn a_trace_hits_as_much_as_in_the_simulator(context: &Context) -> anyhow::
         config: setting.config.clone(),
         slice: Slice::of(&records, None, 0, REQUESTS, &load, 1)?,
         policy: Spec::parse("prefix")?,
+        kv_index: false,
         engines: load.engines,
         kv_tokens: load.kv_tokens,
         speed: 60.0,

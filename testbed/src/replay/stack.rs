@@ -3,6 +3,7 @@
 //! What a request got is read from the engines: their counters, and their logs for single requests.
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -13,8 +14,9 @@ use super::clients::{REQUEST_ID, Sent};
 use super::report::Foretold;
 use crate::bench::contestant::{Setup, Variant, configure};
 use crate::bench::corpus::MODEL;
-use crate::engine::{Engine, EngineConfig};
+use crate::engine::{Engine, EngineConfig, KvEventsConfig};
 use crate::envoy::{Envoy, Launch, stats};
+use crate::lmcache::Controller;
 use crate::model::ModelParams;
 use crate::sim::statistics::{Sample, Samples};
 
@@ -27,9 +29,13 @@ const TWO_BEATS: Duration = Duration::from_millis(1200);
 const COUNTED_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// The cluster of the KV index.
+const INDEX: &str = "kv_index";
+
 /// A running stack. Everything stops when it is dropped.
 pub(super) struct Stack {
     engines: Vec<Engine>,
+    _index: Option<Controller>,
     envoy: Envoy,
     url: String,
     workers: u32,
@@ -47,16 +53,26 @@ impl Counted {
 }
 
 impl Stack {
-    /// Starts engines, then Envoy with one pool of them under `policy`.
+    /// Starts engines, then Envoy with one pool of them under `policy`, or with `kv_aware`.
     pub(super) async fn start(
         plan: &Plan,
-        policy: Value,
+        policy: Option<Value>,
         params: ModelParams,
     ) -> anyhow::Result<Self> {
         let mut engines = Vec::new();
+        let index = match policy {
+            None => Some(Controller::start().await?),
+            Some(_) => None,
+        };
         for number in 0..plan.engines {
+            let name = format!("engine-{number}");
             let config = EngineConfig {
-                name: format!("engine-{number}"),
+                kv_events: index.as_ref().map(|index| KvEventsConfig {
+                    listen: None,
+                    tap: Some(index.tap(&name, Ipv4Addr::LOCALHOST.into())),
+                    ..KvEventsConfig::default()
+                }),
+                name,
                 models: vec![MODEL.to_owned()],
                 params: params.clone(),
                 time_scale: plan.speed.recip(),
@@ -73,9 +89,14 @@ impl Stack {
             cpus: None,
         };
         let module = plan.module.clone();
-        let variant = Variant::Warmpath { policy, module };
         let addresses: Vec<_> = engines.iter().map(Engine::addr).collect();
-        let bootstrap = configure(&variant, &setup, &addresses)?;
+        let policy = policy.unwrap_or_else(|| kv_aware(&engines, plan));
+        let variant = Variant::Warmpath { policy, module };
+        let mut bootstrap = configure(&variant, &setup, &addresses)?;
+        if let Some(index) = &index {
+            bootstrap.add_cluster_like("prometheus_stats", INDEX)?;
+            bootstrap.set_endpoints(INDEX, &[index.address()])?;
+        }
         let listener = bootstrap.addresses()?.listener;
         let envoy = Envoy::start(Launch {
             binary: setup.binary,
@@ -85,6 +106,7 @@ impl Stack {
         });
         Ok(Self {
             engines,
+            _index: index,
             envoy: envoy.await?,
             url: format!("http://{listener}/v1/completions"),
             workers: plan.workers,
@@ -190,4 +212,21 @@ impl Stack {
         }
         Ok(samples)
     }
+}
+
+/// The policy over the index. Modelled time is fast, so what lasts a while in real time lasts long here:
+/// the index tells the truth at once, and nothing else need be believed for long.
+fn kv_aware(engines: &[Engine], plan: &Plan) -> Value {
+    let instances = engines.iter().map(|engine| {
+        let address = engine.addr().to_string();
+        (engine.name().to_owned(), address.into())
+    });
+    let instances: serde_json::Map<String, Value> = instances.collect();
+    json!({"kv_aware": {
+        "index": {"dynamo": {"cluster": INDEX, "instances": instances}},
+        "kv_tokens": plan.kv_tokens,
+        "budget_ms": 1000,
+        "prediction_ms": 100,
+        "answer_ttl_ms": 0,
+    }})
 }

@@ -165,6 +165,7 @@ fn prompt(name: u64, tokens: u64) -> PromptFacts {
         conversation: name,
         streamed: true,
         output_tokens: None,
+        told: None,
     }
 }
 

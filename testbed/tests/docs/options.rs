@@ -12,10 +12,13 @@ use warmpath_core::config::ConfigError;
 use crate::pages::page;
 
 /// Options whose choices are those of another: documented once.
-const SAME_AS: [(&str, &str); 1] = [(
-    "pools[].policy.consistent_hash.without_key",
-    "pools[].policy",
-)];
+const SAME_AS: [(&str, &str); 2] = [
+    ("pools[].policy.kv_aware.fallback", "pools[].policy"),
+    (
+        "pools[].policy.consistent_hash.without_key",
+        "pools[].policy",
+    ),
+];
 /// A field that nobody knows.
 const UNKNOWN: &str = "zz_unknown";
 

@@ -106,6 +106,7 @@ pub fn facts(scan: &RequestScan, seed: u64) -> PromptFacts {
         conversation: prompt.conversation(seed),
         streamed: true,
         output_tokens: None,
+        told: None,
     }
 }
 

@@ -125,7 +125,7 @@ fn label(reader: &mut Reader, path: &str, value: &Value) -> Option<String> {
     None
 }
 
-fn address(reader: &mut Reader, path: &str, value: &Value) -> Option<SocketAddr> {
+pub(super) fn address(reader: &mut Reader, path: &str, value: &Value) -> Option<SocketAddr> {
     let parsed = value.as_str().and_then(|text| text.parse().ok());
     if parsed.is_none() {
         // override_host compares with the addresses that Envoy resolved, so a name never matches.

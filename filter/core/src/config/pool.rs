@@ -4,6 +4,7 @@ use super::MAX_MODELS;
 use super::admission::admission;
 use super::disaggregation::{Disaggregation, disaggregation};
 use super::endpoints::{EndpointConfig, Listed, endpoints, ranks};
+use super::kv_aware::{KvAwareOptions, kv_aware};
 use super::reader::{Fields, Reader, list, text};
 use crate::admission::AdmissionOptions;
 use crate::policy::cache_aware::CacheAwareOptions;
@@ -98,6 +99,8 @@ pub enum PolicyConfig {
     Prefix(PrefixOptions),
     /// By cached prefix unless load is imbalanced.
     CacheAware(CacheAwareOptions),
+    /// By what an index service says of the engines' caches, and load together.
+    KvAware(Box<KvAwareOptions>),
     /// By session key.
     ConsistentHash {
         /// Most in flight of an endpoint as a multiple of the mean; above it the next one serves.
@@ -119,6 +122,7 @@ impl PolicyConfig {
             PolicyConfig::LowestQps { .. } => "lowest_qps",
             PolicyConfig::Prefix(_) => "prefix",
             PolicyConfig::CacheAware(_) => "cache_aware",
+            PolicyConfig::KvAware(_) => "kv_aware",
             PolicyConfig::ConsistentHash { .. } => "consistent_hash",
         }
     }
@@ -128,7 +132,29 @@ impl PolicyConfig {
         match self {
             PolicyConfig::LowestQps { .. } => true,
             PolicyConfig::ConsistentHash { without_key, .. } => without_key.counts_rates(),
+            PolicyConfig::KvAware(options) => {
+                let fallback = options.fallback.as_ref();
+                fallback.is_some_and(|fallback| fallback.counts_rates())
+            }
             _ => false,
+        }
+    }
+
+    /// The options of `prefix`, where it may decide.
+    pub fn prefix(&self) -> Option<&PrefixOptions> {
+        match self {
+            PolicyConfig::Prefix(options) => Some(options),
+            PolicyConfig::KvAware(options) => options.prefix.prefix(),
+            PolicyConfig::ConsistentHash { without_key, .. } => without_key.prefix(),
+            _ => None,
+        }
+    }
+
+    /// The options of `kv_aware`.
+    pub fn kv_aware(&self) -> Option<&KvAwareOptions> {
+        match self {
+            PolicyConfig::KvAware(options) => Some(options),
+            _ => None,
         }
     }
 
@@ -137,6 +163,7 @@ impl PolicyConfig {
         match self {
             PolicyConfig::Prefix(options) => options.learns_kv_tokens,
             PolicyConfig::CacheAware(options) => options.learns_kv_tokens,
+            PolicyConfig::KvAware(options) => options.prefix.learns_kv_tokens(),
             PolicyConfig::ConsistentHash { without_key, .. } => without_key.learns_kv_tokens(),
             _ => false,
         }
@@ -147,6 +174,7 @@ impl PolicyConfig {
         match self {
             PolicyConfig::Prefix(options) => Some(options.kv_tokens),
             PolicyConfig::CacheAware(options) => Some(options.kv_tokens),
+            PolicyConfig::KvAware(options) => options.prefix.kv_tokens(),
             PolicyConfig::ConsistentHash { without_key, .. } => without_key.kv_tokens(),
             _ => None,
         }
@@ -343,7 +371,7 @@ fn aliases(reader: &mut Reader, path: &str, value: &Value) -> Option<Vec<(String
     Some(pairs.collect())
 }
 
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 10] = [
     "round_robin",
     "random",
     "least_request",
@@ -352,10 +380,11 @@ const KINDS: [&str; 9] = [
     "lowest_qps",
     "prefix",
     "cache_aware",
+    "kv_aware",
     "consistent_hash",
 ];
 
-fn policy(reader: &mut Reader, path: &str, value: &Value) -> Option<PolicyConfig> {
+pub(super) fn policy(reader: &mut Reader, path: &str, value: &Value) -> Option<PolicyConfig> {
     let (kind, options) = reader.tagged(path, value, &KINDS)?;
     let empty = Value::Object(Default::default());
     let options = if options.is_null() { &empty } else { options };
@@ -373,6 +402,11 @@ fn policy(reader: &mut Reader, path: &str, value: &Value) -> Option<PolicyConfig
         }
         "prefix" => PolicyConfig::Prefix(prefix(reader, &mut fields)),
         "cache_aware" => PolicyConfig::CacheAware(cache_aware(reader, &mut fields)),
+        "kv_aware" => {
+            let options = kv_aware(reader, &mut fields);
+            fields.finish(reader);
+            return Some(PolicyConfig::KvAware(Box::new(options?)));
+        }
         "consistent_hash" => PolicyConfig::ConsistentHash {
             bounded_load: fields.number(reader, "bounded_load", 1.0..=100.0),
             without_key: Box::new(
@@ -393,7 +427,7 @@ fn kv_tokens(reader: &mut Reader, fields: &mut Fields) -> Option<u64> {
     fields.optional_count(reader, "kv_tokens", KV_RANGE, &default)
 }
 
-fn prefix(reader: &mut Reader, fields: &mut Fields) -> PrefixOptions {
+pub(super) fn prefix(reader: &mut Reader, fields: &mut Fields) -> PrefixOptions {
     let kv_tokens = kv_tokens(reader, fields);
     PrefixOptions {
         kv_tokens: kv_tokens.unwrap_or(KV_TOKENS),
@@ -441,7 +475,10 @@ fn cache_aware(reader: &mut Reader, fields: &mut Fields) -> CacheAwareOptions {
 
 fn keyless(reader: &mut Reader, path: &str, value: &Value) -> Option<PolicyConfig> {
     let found = policy(reader, path, value)?;
-    if matches!(found, PolicyConfig::ConsistentHash { .. }) {
+    if matches!(
+        found,
+        PolicyConfig::ConsistentHash { .. } | PolicyConfig::KvAware(_)
+    ) {
         reader.error(path, value, "a policy that needs no session key");
         return None;
     }

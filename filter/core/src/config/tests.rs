@@ -33,7 +33,7 @@ fn every_error_is_named_with_its_path() {
         "config.pools[0].name: got \"a b\", want up to 64 letters, digits, `_` and `-`",
         "config.pools[0].endpoints.static[0].address: got \"host:80\", want `ip:port` or `[ipv6]:port`",
         "config.pools[0].endpoints.static[1].address: got nothing, want a value (the field is required)",
-        "config.pools[0].policy: got {\"fastest\":{}}, want one of round_robin, random, least_request, least_kv, power_of_two, lowest_qps, prefix, cache_aware, consistent_hash",
+        "config.pools[0].policy: got {\"fastest\":{}}, want one of round_robin, random, least_request, least_kv, power_of_two, lowest_qps, prefix, cache_aware, kv_aware, consistent_hash",
         "config.pools[0].candidates: got 0, want a whole number in 1..=16 (default 3)",
         "config.pools[0].colour: got an unknown field, want one of name, cluster, models, aliases, endpoints, discover_models, metrics_path, metric_names, policy, candidates, admission, data_parallel_size, disaggregation",
         "config.limits.hold_bytes: got \"1 MB\", want a whole number in 1024..=268435456 (default 524288)",

@@ -1,8 +1,9 @@
 //! One worker's replica of the index, and its part in keeping all replicas alike.
 
 use super::snapshot::{self, Cursor};
-use super::{Event, Index, Pinned, log};
+use super::{Event, Index, Lately, Pinned, log};
 use crate::ids::EndpointId;
+use crate::scan::Link;
 use crate::store::Store;
 use crate::workers::Column;
 
@@ -25,6 +26,8 @@ pub struct Replica {
     away: Vec<log::Reader>,
     cursor: Cursor,
     read_us: Option<u64>,
+    /// What any worker routed a moment ago; `None` unless a pool asks.
+    lately: Option<Lately>,
 }
 
 impl Replica {
@@ -39,6 +42,20 @@ impl Replica {
             away: Vec::new(),
             cursor: Cursor::default(),
             read_us: None,
+            lately: None,
+        }
+    }
+
+    /// Remembers from now on what is routed, for this long.
+    pub fn remember_lately(&mut self, span_us: u64) {
+        self.lately = Some(Lately::new(span_us));
+    }
+
+    /// Reports the links of a chain that any worker sent to an engine a moment ago, as
+    /// [`Index::lookup`] does.
+    pub fn lookup_lately(&self, chain: &[Link], hit: impl FnMut(EndpointId, &Link)) {
+        if let Some(lately) = &self.lately {
+            lately.lookup(chain, hit);
         }
     }
 
@@ -84,12 +101,10 @@ impl Replica {
 
     /// Takes over who else is alive. Whoever is no longer there is read for the last time.
     pub fn set_peers<S: Store>(&mut self, store: &S, columns: &[Column]) {
-        let index = &mut self.index;
+        let (index, lately) = (&mut self.index, &mut self.lately);
         for reader in &mut self.readers {
             if !columns.contains(&reader.column()) {
-                reader.read(store, |event| {
-                    index.note(event);
-                });
+                reader.read(store, |event| note(index, lately, event));
             }
         }
         let mut before = std::mem::take(&mut self.readers);
@@ -109,6 +124,13 @@ impl Replica {
         self.away = before;
     }
 
+    /// Forgets what was routed too long ago to count as lately.
+    pub fn turn_lately(&mut self, now_us: u64) {
+        if let Some(lately) = &mut self.lately {
+            lately.turn(now_us);
+        }
+    }
+
     /// Reads what the others learned, if it is due; whether it was. Then [`Replica::set_busy`] must
     /// follow for every engine.
     pub fn follow<S: Store>(&mut self, store: &S, now_us: u64) -> bool {
@@ -122,11 +144,9 @@ impl Replica {
             return false;
         }
         self.read_us = Some(now_us);
-        let index = &mut self.index;
+        let (index, lately) = (&mut self.index, &mut self.lately);
         for reader in &mut self.readers {
-            reader.read(store, |event| {
-                index.note(event);
-            });
+            reader.read(store, |event| note(index, lately, event));
         }
         true
     }
@@ -134,6 +154,9 @@ impl Replica {
     /// Applies an event of our own and tells the others. Returns what a pin took.
     pub fn record<S: Store>(&mut self, event: &Event, store: &S, column: Option<Column>) -> Pinned {
         let pinned = self.index.apply(event);
+        if let Some(lately) = &mut self.lately {
+            lately.note(event);
+        }
         // Alone, too: who joins later reads the whole ring, and starts with what we know now.
         if let Some(column) = column {
             self.writer.append(event, store, column);
@@ -154,5 +177,13 @@ impl Replica {
         if leads {
             self.cursor.write(&mut self.index, store);
         }
+    }
+}
+
+/// Takes over another worker's event.
+fn note(index: &mut Index, lately: &mut Option<Lately>, event: &Event) {
+    index.note(event);
+    if let Some(lately) = lately {
+        lately.note(event);
     }
 }

@@ -36,6 +36,8 @@ pub struct Charge {
     pub(super) prompt_tokens: u64,
     pub(super) cached_tokens: u64,
     pub(super) held: Option<Held>,
+    /// Pool and key of the conversation, if an index service said something of it.
+    pub(super) told: Option<(usize, u64)>,
     /// Whom Envoy was told to ask, in this order; taken once it is known who answered.
     pub(super) ranked: Vec<usize>,
     /// Its number among the recent decisions.
@@ -88,6 +90,7 @@ impl Charge {
             prompt_tokens: 0,
             cached_tokens: 0,
             held: None,
+            told: None,
             ranked: Vec::new(),
             recent: 0,
             waiting: true,
@@ -363,6 +366,9 @@ impl<S: Store> Router<S> {
 
     /// Takes back what a charge entered as held; what was held before stays.
     fn retract(&mut self, charge: &mut Charge) {
+        if let Some((pool, key)) = charge.told.take() {
+            self.kv_forget(pool, key);
+        }
         let Some(held) = charge.held.as_mut() else {
             return;
         };

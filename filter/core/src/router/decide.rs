@@ -8,9 +8,10 @@ use crate::answer::Answer;
 use crate::board::Board;
 use crate::config::PolicyConfig;
 use crate::decision::{Decision, Fallback, Reason};
+use crate::kv::Told;
 use crate::load::Load;
 use crate::policy::prefix::{Warmth, work};
-use crate::policy::{self, Adapter, Foreign, Group, Holders, Ranking, View};
+use crate::policy::{self, Adapter, Foreign, Group, Holders, Ranking, View, Word};
 use crate::prefix::{self, BYTES_PER_TOKEN, CHUNK_TOKENS, Event, Kind};
 use crate::rate;
 use crate::recent::Entry;
@@ -47,12 +48,40 @@ pub struct PromptFacts {
     pub streamed: bool,
     /// Most output tokens, if the request says.
     pub output_tokens: Option<u32>,
+    /// What an index service says of it, if it was asked.
+    pub told: Option<Told>,
+}
+
+impl Ask<'_> {
+    /// What an index service says of the prompt.
+    fn told(&self) -> Option<&Told> {
+        self.prompt.as_ref()?.told.as_ref()
+    }
 }
 
 impl PromptFacts {
     /// Its length in tokens.
     pub(super) fn tokens(&self) -> u64 {
-        (self.bytes / BYTES_PER_TOKEN) as u64
+        let estimate = || (self.bytes / BYTES_PER_TOKEN) as u64;
+        self.told.as_ref().map_or_else(estimate, |told| told.tokens)
+    }
+
+    /// Tokens of its first bytes.
+    pub(super) fn tokens_upto(&self, bytes: usize) -> u64 {
+        let Some(told) = &self.told else {
+            return (bytes / BYTES_PER_TOKEN) as u64;
+        };
+        let upto = u128::from(told.tokens) * bytes as u128 / self.bytes.max(1) as u128;
+        u64::try_from(upto).unwrap_or(u64::MAX)
+    }
+
+    /// Bytes of its first tokens.
+    fn bytes_upto(&self, tokens: u64) -> usize {
+        let Some(told) = &self.told else {
+            return (tokens as usize).saturating_mul(BYTES_PER_TOKEN);
+        };
+        let upto = u128::from(tokens) * self.bytes as u128 / u128::from(told.tokens.max(1));
+        usize::try_from(upto).unwrap_or(usize::MAX)
     }
 
     pub(super) fn warmth<'a>(&self, key: Option<u64>, holders: &'a Holders) -> Warmth<'a> {
@@ -68,6 +97,7 @@ impl PromptFacts {
 pub(super) struct Weighing<'a> {
     pub(super) key: Option<u64>,
     pub(super) warmth: Option<Warmth<'a>>,
+    pub(super) word: Word,
     pub(super) turn: u64,
     pub(super) draw: u64,
     pub(super) priority: Priority,
@@ -89,6 +119,7 @@ impl<'a> Weighing<'a> {
             adapter: words.1,
             key: self.key,
             warmth: self.warmth,
+            word: self.word,
             turn: self.turn,
             draw: self.draw,
             candidates,
@@ -138,6 +169,9 @@ impl<S: Store> Router<S> {
         if let Some(answer) = self.shed(target, members.unwrap_or_default(), ask.priority) {
             return Err(answer);
         }
+        let word = self.members(target).map_or(Word::None, |members| {
+            self.kv_word(target.pool, ask.told(), &members.group)
+        });
         let group = self
             .pools
             .get_mut(target.pool)
@@ -146,7 +180,7 @@ impl<S: Store> Router<S> {
         let (Some(pool), Some(group)) = (self.config.pools.get(target.pool), group) else {
             return Err(Answer::no_endpoint(""));
         };
-        let deciding = policy::effective(&pool.policy, ask.key.is_some());
+        let deciding = policy::effective(&pool.policy, ask.key.is_some(), word);
         let window_us = match deciding {
             PolicyConfig::LowestQps { window_us } => Some(*window_us),
             _ => None,
@@ -161,22 +195,26 @@ impl<S: Store> Router<S> {
         };
         policy::catch_up(
             deciding,
+            &pool.policy,
             group,
             &self.loads,
             self.words.foreign(),
             &self.rates,
             now_us,
         );
-        let looks = deciding.kv_tokens().is_some() || pool.transfers();
+        // Whoever stands in for `kv_aware`, prompts are remembered.
+        let remembers = pool.transfers() || pool.policy.kv_aware().is_some();
+        let looks = deciding.kv_tokens().is_some() || remembers;
         let prompt = ask.prompt.filter(|_| looks);
         let mut holders = std::mem::take(&mut self.holders);
-        self.look_up(prompt.as_ref(), &mut holders);
+        self.look_up(target.pool, prompt.as_ref(), &mut holders);
         self.holders = holders;
         let weighing = Weighing {
             key: ask.key,
             warmth: prompt
                 .as_ref()
                 .map(|prompt| prompt.warmth(ask.key, &self.holders)),
+            word,
             turn: turn.unwrap_or(draw),
             draw,
             priority: ask.priority,
@@ -200,7 +238,13 @@ impl<S: Store> Router<S> {
         if warmth_known {
             self.words.learn_work(work_tokens);
         }
+        let told = prompt.as_ref().filter(|prompt| prompt.told.is_some());
+        let told = told.map(|prompt| (target.pool, self.kv_key(prompt)));
+        if let Some(prompt) = &prompt {
+            self.kv_routed(target.pool, prompt, position);
+        }
         let mut charge = self.charge(position, work_tokens, prompt, now_us);
+        charge.told = told;
         charge.ranked.clone_from(&ranked);
         charge.recent = self.recent.enter(Entry {
             decided_us: now_us,
@@ -228,10 +272,13 @@ impl<S: Store> Router<S> {
     }
 
     /// Finds out who holds how much of a prompt.
-    pub(super) fn look_up(&self, prompt: Option<&PromptFacts>, holders: &mut Holders) {
+    pub(super) fn look_up(&self, pool: usize, prompt: Option<&PromptFacts>, holders: &mut Holders) {
         let (Some(prompt), Some(replica)) = (prompt, &self.replica) else {
             return;
         };
+        if let Some(told) = &prompt.told {
+            return self.look_up_told(pool, prompt, told, holders);
+        }
         holders.clear();
         replica.index().lookup(&prompt.chain, |engine, link| {
             if let Some(position) = self.positions.get(&engine) {
@@ -345,7 +392,7 @@ impl<S: Store> Router<S> {
 
 impl Held {
     fn new(prompt: &PromptFacts, held_tokens: u64) -> Held {
-        let held_bytes = held_tokens as usize * BYTES_PER_TOKEN;
+        let held_bytes = prompt.bytes_upto(held_tokens);
         let marks = prefix::marks(&prompt.chain);
         let covered = prompt.chain.last().map_or(0, |link| link.end);
         let stored = prefix::ruler(prompt.chain.len());
@@ -353,7 +400,7 @@ impl Held {
             .filter_map(|(index, _)| prompt.chain.get(index))
             .take_while(|link| link.end <= held_bytes)
             .count();
-        let tail_tokens = (prompt.bytes.saturating_sub(covered) / BYTES_PER_TOKEN) as u64;
+        let tail_tokens = prompt.tokens_upto(prompt.bytes.saturating_sub(covered));
         Held {
             marks,
             known,

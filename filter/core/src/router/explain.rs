@@ -67,7 +67,6 @@ impl<S: Store> Router<S> {
         else {
             return Err(Answer::no_endpoint(""));
         };
-        let deciding = policy::effective(&pool.policy, ask.key.is_some());
         let fit = self.fit(target.pool, &members.all, now_us);
         let last_resort = fit.usable < fit.ranked.len();
         if let Some(answer) = self.shed(target, &fit.ranked, ask.priority) {
@@ -75,8 +74,17 @@ impl<S: Store> Router<S> {
         }
         let weights = self.weights(target.pool, &fit.ranked);
         let mut group = Group::new(fit.ranked, &self.identities, weights);
+        let mut prompt = ask.prompt;
+        if let Some(prompt) = prompt.as_mut() {
+            // Nobody is asked for an explanation.
+            prompt.told = self.kv_recall(target, prompt, now_us);
+        }
+        let told = prompt.as_ref().and_then(|prompt| prompt.told.as_ref());
+        let word = self.kv_word(target.pool, told, &group);
+        let deciding = policy::effective(&pool.policy, ask.key.is_some(), word);
         policy::catch_up(
             deciding,
+            &pool.policy,
             &mut group,
             &self.loads,
             self.words.foreign(),
@@ -84,15 +92,16 @@ impl<S: Store> Router<S> {
             now_us,
         );
         let looks = deciding.kv_tokens().is_some() || pool.transfers();
-        let prompt = ask.prompt.filter(|_| looks);
+        let prompt = prompt.filter(|_| looks);
         let mut holders = Holders::new(self.endpoints.len());
-        self.look_up(prompt.as_ref(), &mut holders);
+        self.look_up(target.pool, prompt.as_ref(), &mut holders);
         // The next number, and the next turn, without taking either.
         let mut random = self.random;
         let draw = policy::next_random(&mut random);
         let weighing = Weighing {
             key: ask.key,
             warmth: prompt.as_ref().map(|it| it.warmth(ask.key, &holders)),
+            word,
             turn: match deciding {
                 PolicyConfig::RoundRobin => self.turn(&turn_key(&pool.name, target.group)),
                 _ => draw,
@@ -104,6 +113,11 @@ impl<S: Store> Router<S> {
         if ranking.ranked.is_empty() {
             return Err(self.refusal(target, now_us));
         }
+        // Both weigh alike; they differ in who says what is held.
+        let deciding = match deciding {
+            PolicyConfig::KvAware(options) => &options.prefix,
+            other => other,
+        };
         let scale = match (deciding, &weighing.warmth) {
             (PolicyConfig::Prefix(options), Some(warmth)) => {
                 Some(prefix::scale(options, &group, warmth))

@@ -112,6 +112,7 @@ impl<S: Store> Router<S> {
         }
         self.index_seen_models();
         self.take_labels();
+        self.set_directories();
         self.set_capacities();
         self.judged = self.judged.wrapping_add(1);
         self.judge_again_us = 0;

@@ -62,6 +62,7 @@ impl<S: Store> Router<S> {
         let Some(replica) = self.replica.as_mut() else {
             return;
         };
+        replica.turn_lately(now_us);
         // Events and the cache taken by running requests belong together: of two views of
         // different age the clocks would count a prompt twice, and forget too much.
         if !replica.follow(&self.store, now_us) {

@@ -75,7 +75,7 @@ impl<S: Store> Router<S> {
         };
         let members = members.to_vec();
         let mut holders = std::mem::take(&mut self.holders);
-        self.look_up(Some(prompt), &mut holders);
+        self.look_up(ask.target.pool, Some(prompt), &mut holders);
         let held = members.iter().map(|position| holders.tokens(*position));
         let held = held.max().unwrap_or_default();
         self.holders = holders;

@@ -95,11 +95,25 @@ pub(super) struct Canonical {
     is_user: bool,
     media: Vec<u8>,
     media_bytes: usize,
+    /// Whether the main section has pictures, recordings or files.
+    has_media: bool,
+    /// Whether it is one text.
+    main_is_text: bool,
 }
 
 impl Canonical {
     pub(super) fn prompt(&self) -> &Prompt {
         &self.prompt
+    }
+
+    /// Whether the prompt has anything but text: a token that stands for a picture does not tell which.
+    pub(super) fn has_media(&self) -> bool {
+        self.has_media
+    }
+
+    /// Whether the main section is one text, and no list.
+    pub(super) fn main_is_text(&self) -> bool {
+        self.main_is_text
     }
 
     /// Whether keys and values are being written now.
@@ -207,6 +221,7 @@ impl Canonical {
                 Scalar::Role
             }
             Meaning::Media if is_member => {
+                self.has_media |= self.section == Some(Section::Main);
                 self.media.clear();
                 self.media_bytes = 0;
                 Scalar::Media
@@ -311,6 +326,9 @@ impl Canonical {
         } else if let Some(section) = self.section {
             self.section_is_array = is_array;
             self.is_user = false;
+            if section == Section::Main {
+                self.main_is_text = !is_array;
+            }
             self.prompt.begin(section);
         }
     }

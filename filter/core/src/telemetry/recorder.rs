@@ -24,6 +24,7 @@ use crate::answer::Answer;
 use crate::decision::{Decision, Fallback};
 use crate::disaggregation::{CallEnd, Note};
 use crate::feedback::{Finding, Unread};
+use crate::kv::{Outcome, Skip, Tally};
 use crate::load::Load;
 use crate::router::{Charge, State};
 
@@ -313,6 +314,31 @@ impl<K: Sink> Recorder<K> {
                 registry.add(series.predicted, predicted_tokens);
                 registry.add(series.reported, cached_tokens);
             });
+        }
+    }
+
+    /// What became of the lookups of a pool since this was last told.
+    pub fn looked_up(&mut self, pool: usize, tally: &Tally) {
+        let Some(pool) = self.pools.get(pool) else {
+            return;
+        };
+        let (registry, name) = (&mut self.registry, pool.name());
+        let mut count = |metric, values: &[&str], amount| {
+            if amount > 0 {
+                let handle = registry.series(metric, values);
+                registry.add(handle, amount);
+            }
+        };
+        for (outcome, amount) in Outcome::ALL.iter().zip(tally.outcomes) {
+            count(&table::KV_LOOKUPS, &[name, outcome.name()], amount);
+        }
+        for (skip, amount) in Skip::ALL.iter().zip(tally.skips) {
+            count(&table::KV_SKIPPED, &[name, skip.name()], amount);
+        }
+        count(&table::KV_OVERLAP, &[name], tally.overlap_tokens);
+        let duration = registry.series(&table::KV_DURATION, &[name]);
+        for took_us in &tally.took_us {
+            registry.observe(duration, ms(*took_us));
         }
     }
 

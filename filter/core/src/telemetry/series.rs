@@ -69,11 +69,6 @@ pub struct EndpointSeries {
 }
 
 impl PoolSeries {
-    /// Name of the pool.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     pub fn new(registry: &mut Registry, name: &str) -> Self {
         let unreported =
             Unread::ALL.map(|cause| registry.series(&table::UNREPORTED, &[name, cause.name()]));
@@ -107,6 +102,11 @@ impl PoolSeries {
             scrape_duration: series(&table::SCRAPE_DURATION),
             discovery_changes: series(&table::DISCOVERY_CHANGES),
         }
+    }
+
+    /// Name of the pool.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     pub fn requests(&mut self, registry: &mut Registry, decision: &Decision) -> Handle {

@@ -72,6 +72,14 @@ table! {
         "answers that should say what the engine had cached and from which it could not be read";
     LOAD_REPORTS: Counter "warmpath_load_reports_total", Requests [Pool]
         "answers whose headers told the engine's load";
+    KV_LOOKUPS: Counter "warmpath_kv_lookups_total", Requests [Pool, Cause]
+        "requests for which `kv_aware` used what the index service says, or tried to";
+    KV_SKIPPED: Counter "warmpath_kv_skipped_total", Requests [Pool, Cause]
+        "requests for which `kv_aware` did not ask the index service";
+    KV_DURATION: Histogram "warmpath_kv_lookup_milliseconds", Milliseconds [Pool]
+        "time that lookups took which asked the engine and the index service, failed ones included";
+    KV_OVERLAP: Counter "warmpath_kv_overlap_tokens_total", Tokens [Pool]
+        "prompt tokens that the index service said to be cached where they were sent";
     TABLE_BYTES: Gauge "warmpath_prefix_table_bytes", Bytes []
         "size of the prefix table of one worker";
     TABLE_CAPACITY: Gauge "warmpath_prefix_table_capacity_entries", Entries []

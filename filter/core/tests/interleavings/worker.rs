@@ -113,6 +113,7 @@ pub fn facts(name: u64, chunks: usize) -> PromptFacts {
         conversation: name,
         streamed: !name.is_multiple_of(3),
         output_tokens: Some(1),
+        told: None,
     }
 }
 

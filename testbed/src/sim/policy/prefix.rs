@@ -208,6 +208,7 @@ impl Prefix {
             conversation: hash::hash(&req.key.to_le_bytes()),
             streamed: !self.unary,
             output_tokens: self.max_tokens.then_some(req.output_tokens),
+            told: None,
         }
     }
 }
