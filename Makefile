@@ -43,6 +43,10 @@ DENY         := $(TOOLS)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 CARGO_FUZZ_VERSION := 0.13.2
 CARGO_FUZZ         := $(TOOLS)/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz
 
+# What `python -m dynamo.indexer` comes with.
+DYNAMO_VERSION := 1.6.1
+INDEXER        := $(TOOLS)/dynamo-$(DYNAMO_VERSION)/bin/python
+
 # Debian's package, unpacked and not installed, if there is none.
 PROMTOOL ?= $(or $(shell command -v promtool),$(TOOLS)/prometheus/usr/bin/promtool)
 
@@ -145,6 +149,12 @@ drill-quick: $(ENVOY) module trap testbed
 .PHONY: e2e-vllm
 e2e-vllm: $(if $(ENGINES),,engines-missing) $(ENVOY) module testbed ## Route to running vLLM servers, ENGINES=ip:port,ip:port, and compare with what they say
 	@$(TESTBED) vllm --engines $(ENGINES) --envoy $(ENVOY) --module $(MODULE) $(ARGS)
+
+# Not part of `test`: it fetches a wheel of 70 MB. The indexer listens on all interfaces while it runs.
+.PHONY: e2e-kv
+e2e-kv: $(ENVOY) $(INDEXER) module testbed ## Route by what NVIDIA Dynamo's own KV indexer says, and compare with what the engines have cached
+	$(STEP) "Dynamo's KV indexer, in $(ENVOY)"
+	@$(TESTBED) kv-index --python $(INDEXER) --envoy $(ENVOY) --module $(MODULE) $(ARGS)
 
 # Any Chromium or Chrome on the PATH will do. Without one the tests are skipped, and it is said aloud;
 # with CI in the environment that is a failure.
@@ -265,6 +275,11 @@ $(CARGO_FUZZ): | $(RUST)
 	@rustup run nightly rustc --version >/dev/null 2>&1 || rustup toolchain install nightly --profile minimal
 	@echo 'building cargo-fuzz, once (about 2 minutes)'
 	@cargo install --quiet --locked cargo-fuzz --version =$(CARGO_FUZZ_VERSION) --root $(TOOLS)/cargo-fuzz-$(CARGO_FUZZ_VERSION)
+
+$(INDEXER):
+	@echo 'fetching Dynamo $(DYNAMO_VERSION)'
+	@rm -rf $(dir $(@D)) && python3 -m venv $(dir $(@D))
+	@$@ -m pip install --quiet --disable-pip-version-check --only-binary :all: ai-dynamo-runtime==$(DYNAMO_VERSION) || { rm -rf $(dir $(@D)); exit 1; }
 
 $(TOOLS)/node/bin/node:
 	@echo 'fetching Node'

@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod browser;
 mod drill;
+mod dynamo;
 mod e2e;
 mod engine;
 mod envoy;
@@ -66,6 +67,8 @@ enum Command {
     Migrate(migrate::Args),
     /// Show on real vLLM engines what warmpath learns of them and how it routes.
     Vllm(vllm::Args),
+    /// Route by what NVIDIA Dynamo's own KV indexer says, and compare with what the engines say.
+    KvIndex(dynamo::Args),
     /// Make a small request trace.
     Trace(trace::Args),
 }
@@ -89,6 +92,7 @@ fn main() -> anyhow::Result<()> {
         Command::Soak(args) => soak::run(args),
         Command::Migrate(args) => migrate::run(args),
         Command::Vllm(args) => vllm::run(args),
+        Command::KvIndex(args) => dynamo::run(args),
         Command::Trace(args) => trace::run(args),
     }
 }
