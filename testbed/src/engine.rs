@@ -23,6 +23,7 @@ mod fault;
 mod histogram;
 mod http;
 mod infer;
+mod kv;
 mod kv_events;
 mod listen;
 mod metrics;
@@ -38,7 +39,7 @@ mod tokens;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
@@ -47,8 +48,10 @@ use hyper::header::HeaderValue;
 use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::AbortHandle;
+use tokio_util::task::TaskTracker;
 
 pub use fault::{Fault, FaultPlan, Target};
+pub use kv::{Connector, Disaggregation, Role};
 pub use kv_events::{KvEvent, KvEventsConfig, Tap};
 pub use seen::Seen;
 
@@ -56,6 +59,7 @@ use crate::model::{ModelParams, Stats};
 use clock::Clock;
 use fault::Faults;
 use http::App;
+use kv::Kv;
 use kv_events::KvEvents;
 use listen::{Port, Server};
 use ranks::Ranks;
@@ -93,6 +97,10 @@ pub struct EngineConfig {
     pub log_limit: usize,
     /// Who is told what its prefix cache holds; absent, nobody.
     pub kv_events: Option<KvEventsConfig>,
+    /// Whether they have the bodies of the requests.
+    pub log_bodies: bool,
+    /// Its side of prefill/decode disaggregation, if it has one.
+    pub disaggregation: Option<Disaggregation>,
 }
 
 impl Default for EngineConfig {
@@ -111,6 +119,8 @@ impl Default for EngineConfig {
             fault: FaultPlan::default(),
             log_limit: 100_000,
             kv_events: None,
+            log_bodies: false,
+            disaggregation: None,
         }
     }
 }
@@ -121,6 +131,8 @@ pub struct Engine {
     app: Arc<App>,
     port: Arc<Port>,
     server: Server,
+    /// The side channel's tasks.
+    side: TaskTracker,
     stepping: Vec<AbortHandle>,
 }
 
@@ -159,6 +171,10 @@ impl Engine {
                 kv_events,
             ));
         }
+        let (server, side) = (Server::default(), TaskTracker::new());
+        let kv = config
+            .disaggregation
+            .map(|setup| Kv::start(setup, &config.name, clocks.len(), &side, &server.kill));
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -169,14 +185,16 @@ impl Engine {
             unloaded: Mutex::default(),
             ranks: Ranks::new(clocks.clone(), config.heeds_ranks),
             faults: Arc::clone(&faults),
-            seen: SeenLog::new(config.log_limit),
+            seen: SeenLog::new(config.log_limit, config.log_bodies),
             block_tokens,
             max_model_tokens: config.max_model_tokens,
             default_output_tokens: config.default_output_tokens,
             created_unix_s: now.as_secs(),
             requests: AtomicU64::new(0),
+            kv: kv.transpose()?,
+            dying: AtomicBool::new(false),
+            kill: server.kill.clone(),
         });
-        let server = Server::default();
         let run = |clock: Arc<Clock>| tokio::spawn(clock.run()).abort_handle();
         let stepping = clocks.into_iter().map(run).collect();
         let serving = server
@@ -187,6 +205,7 @@ impl Engine {
             app,
             port,
             server,
+            side,
             stepping,
         })
     }
@@ -194,6 +213,21 @@ impl Engine {
     /// Where it listens. The port stays its own until the value is dropped, even when killed.
     pub fn addr(&self) -> SocketAddr {
         self.port.addr()
+    }
+
+    /// Where engines fetch KV from it or push it to, if it has a connector.
+    pub fn kv_addr(&self) -> Option<SocketAddr> {
+        self.app.kv.as_ref().map(|kv| kv.addr())
+    }
+
+    /// What went against the protocol of its connector, oldest first.
+    pub fn kv_errors(&self) -> Vec<String> {
+        self.app.kv.as_ref().map_or_else(Vec::new, |kv| kv.errors())
+    }
+
+    /// Whether a request has brought it down.
+    pub fn has_crashed(&self) -> bool {
+        self.app.dying.load(Ordering::Relaxed)
     }
 
     /// Its name.
@@ -252,6 +286,8 @@ impl Engine {
         self.server.kill.cancel();
         self.server.tasks.close();
         self.server.tasks.wait().await;
+        self.side.close();
+        self.side.wait().await;
         self.stepping.iter().for_each(AbortHandle::abort);
     }
 
@@ -308,6 +344,20 @@ pub struct Args {
     /// Real seconds per modelled second; 0 answers at once
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     time_scale: f64,
+    /// How KV travels between engines that share the work
+    #[arg(long, value_enum, requires = "kv_role")]
+    kv_connector: Option<Connector>,
+    /// What the engine does of the work
+    #[arg(long, value_enum, requires = "kv_connector")]
+    kv_role: Option<Role>,
+    /// Port for other engines; further engines take those after it
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 0,
+        requires = "kv_connector"
+    )]
+    kv_port: u16,
     /// Fault from the start, as JSON, e.g. '{"fault":{"status":{"code":503}},"requests":3}'
     #[arg(long, value_name = "JSON", value_parser = parse_fault)]
     fault: Option<FaultPlan>,
@@ -318,7 +368,19 @@ fn parse_fault(json: &str) -> Result<FaultPlan, String> {
 }
 
 impl Args {
-    fn config(&self, port: u16) -> EngineConfig {
+    /// Of the engine at this place among all.
+    fn disaggregation(&self, at: u16) -> Option<Disaggregation> {
+        let kv_port = match self.kv_port {
+            0 => 0,
+            first => first.saturating_add(at),
+        };
+        Some(Disaggregation {
+            listen: SocketAddr::new(self.host, kv_port),
+            ..Disaggregation::new(self.kv_connector?, self.kv_role?)
+        })
+    }
+
+    fn config(&self, at: u16, port: u16) -> EngineConfig {
         EngineConfig {
             name: format!("engine-{port}"),
             models: self.model.clone(),
@@ -336,6 +398,7 @@ impl Args {
             max_queued: self.max_num_queued_reqs,
             fault: self.fault.unwrap_or_default(),
             log_limit: 0,
+            disaggregation: self.disaggregation(at),
             ..EngineConfig::default()
         }
     }
@@ -353,9 +416,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut engines = Vec::new();
-        for &port in &args.port {
-            let engine = Engine::start(args.config(port)).await?;
+        for (at, &port) in (0..).zip(&args.port) {
+            let engine = Engine::start(args.config(at, port)).await?;
             println!("{} listening on http://{}", engine.name(), engine.addr());
+            if let Some(kv) = engine.kv_addr() {
+                println!("{} gives and takes KV at {kv}", engine.name());
+            }
             engines.push(engine);
         }
         tokio::select! {

@@ -26,11 +26,11 @@ mod sequence;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 
-use cache::BlockCache;
 pub use cache::CacheChange;
+use cache::{BlockCache, Holding};
 use sequence::Sequence;
 
 /// Size and speed of an engine. The default is a model of the Llama-3-8B class on one H100.
@@ -87,7 +87,7 @@ impl ModelParams {
 }
 
 /// A request handed to the engine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Submission {
     /// Unique among the requests in the engine.
     pub id: u64,
@@ -98,6 +98,11 @@ pub struct Submission {
     pub prompt_tokens: u32,
     /// Tokens to generate; 0 counts as 1.
     pub output_tokens: u32,
+    /// Leading prompt tokens whose KV another engine has sent. The last prompt token is computed all
+    /// the same.
+    pub external_tokens: u32,
+    /// Whether the blocks stay taken when it is finished, until [`EngineModel::let_go`].
+    pub keep: bool,
 }
 
 /// Why a submission was not taken.
@@ -171,6 +176,11 @@ pub struct Stats {
     pub prefix_queries_tokens: u64,
     /// Those served from the prefix cache.
     pub prefix_hits_tokens: u64,
+    /// Prompt tokens of all admitted requests that came with KV of another engine, without those
+    /// served from the prefix cache.
+    pub external_queries_tokens: u64,
+    /// Those that the other engine's KV spared.
+    pub external_hits_tokens: u64,
     /// Prompt tokens of all requests whose prompt is done.
     pub prompt_tokens: u64,
     /// Output tokens.
@@ -189,6 +199,8 @@ impl Stats {
             kv_blocks: self.kv_blocks + other.kv_blocks,
             prefix_queries_tokens: self.prefix_queries_tokens + other.prefix_queries_tokens,
             prefix_hits_tokens: self.prefix_hits_tokens + other.prefix_hits_tokens,
+            external_queries_tokens: self.external_queries_tokens + other.external_queries_tokens,
+            external_hits_tokens: self.external_hits_tokens + other.external_hits_tokens,
             prompt_tokens: self.prompt_tokens + other.prompt_tokens,
             generation_tokens: self.generation_tokens + other.generation_tokens,
             preemptions: self.preemptions + other.preemptions,
@@ -214,6 +226,8 @@ pub struct EngineModel {
     cache: BlockCache,
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
+    /// What finished requests keep.
+    kept: HashMap<u64, Holding>,
     counters: Stats,
 }
 
@@ -230,6 +244,7 @@ impl EngineModel {
             cache: BlockCache::new(params.kv_blocks),
             waiting: VecDeque::new(),
             running: Vec::new(),
+            kept: HashMap::new(),
             counters: Stats::default(),
             params,
         }
@@ -269,6 +284,17 @@ impl EngineModel {
         };
         self.cache.release(self.running.remove(at).into_holding());
         true
+    }
+
+    /// Gives back what a finished request kept. False when it keeps nothing (any more).
+    pub fn let_go(&mut self, id: u64) -> bool {
+        match self.kept.remove(&id) {
+            Some(holding) => {
+                self.cache.release(holding);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Whether no request is waiting or running.
@@ -367,6 +393,11 @@ impl EngineModel {
         let sequence = self.waiting.pop_front()?;
         self.counters.prefix_queries_tokens += u64::from(sequence.prompt_tokens());
         self.counters.prefix_hits_tokens += u64::from(sequence.hit_tokens());
+        if let Some(sent) = sequence.external_hit_tokens() {
+            let asked = sequence.prompt_tokens() - sequence.hit_tokens();
+            self.counters.external_queries_tokens += u64::from(asked);
+            self.counters.external_hits_tokens += u64::from(sent);
+        }
         Some(sequence)
     }
 
@@ -387,7 +418,13 @@ impl EngineModel {
         self.running = live;
         let done: Vec<Sequence> = done;
         for sequence in done {
-            self.cache.release(sequence.into_holding());
+            let (id, keeps) = (sequence.id(), sequence.keeps());
+            let holding = sequence.into_holding();
+            if keeps {
+                self.kept.insert(id, holding);
+            } else {
+                self.cache.release(holding);
+            }
         }
     }
 }

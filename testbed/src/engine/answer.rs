@@ -27,15 +27,7 @@ impl Heading {
         engine: &str,
         created_unix_s: u64,
     ) -> Self {
-        let prefix = match api {
-            Api::Chat | Api::Messages => "chatcmpl-",
-            Api::Completions => "cmpl-",
-            Api::Responses => "resp_",
-            Api::Embeddings => "embd-",
-            Api::Rerank => "rerank-",
-            Api::Score => "score-",
-            Api::Generate | Api::Tokenize => "",
-        };
+        let prefix = id_prefix(api);
         Self {
             api,
             id: quote(&format!("{prefix}{request_id}")),
@@ -66,6 +58,28 @@ impl Heading {
     /// Fingerprint of the engine, quoted.
     pub(super) fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+}
+
+/// What stands before the client's id of a request in the engine's own.
+pub(super) fn id_prefix(api: Api) -> &'static str {
+    match api {
+        Api::Chat | Api::Messages => "chatcmpl-",
+        Api::Completions => "cmpl-",
+        Api::Responses => "resp_",
+        Api::Embeddings => "embd-",
+        Api::Rerank => "rerank-",
+        Api::Score => "score-",
+        Api::Generate | Api::Tokenize => "",
+    }
+}
+
+/// A whole answer with these `kv_transfer_params`, if its path has any.
+pub(super) fn with_transfer(body: &str, params: &str) -> String {
+    let none = r#""kv_transfer_params":null"#;
+    match body.rsplit_once(none) {
+        Some((before, after)) => format!(r#"{before}"kv_transfer_params":{params}{after}"#),
+        None => body.to_owned(),
     }
 }
 

@@ -32,6 +32,10 @@ pub(super) struct Job {
     pub(super) output_tokens: u32,
     /// What KV events tell of the prompt; `None` if nobody is told.
     pub(super) source: Option<Arc<Source>>,
+    /// Leading prompt tokens of which another engine has sent the KV.
+    pub(super) external_tokens: u32,
+    /// Whether its blocks stay taken until [`Clock::let_go`].
+    pub(super) keep: bool,
 }
 
 /// An output token as its request gets it.
@@ -173,6 +177,7 @@ impl Clock {
         let mut flight = Flight {
             clock: Arc::clone(self),
             unfinished: Vec::with_capacity(jobs.len()),
+            keeping: Vec::new(),
             tokens,
         };
         let mut state = self.state.lock();
@@ -192,6 +197,8 @@ impl Clock {
                 prompt_tokens,
                 output_tokens,
                 source,
+                external_tokens,
+                keep,
             },
         ) in jobs.into_iter().enumerate()
         {
@@ -202,6 +209,8 @@ impl Clock {
                 blocks,
                 prompt_tokens,
                 output_tokens,
+                external_tokens,
+                keep,
             };
             if let Err(refusal) = state.model.submit(submission) {
                 refused = Some(refusal);
@@ -222,6 +231,9 @@ impl Clock {
             };
             state.live.insert(id, live);
             flight.unfinished.push((job, id));
+            if keep {
+                flight.keeping.push(id);
+            }
         }
         drop(state);
         if let Some(refusal) = refused {
@@ -317,6 +329,14 @@ impl Clock {
         self.state.lock().model.flush_cache();
     }
 
+    /// Gives back what finished jobs kept, by their ids in the model.
+    pub(super) fn let_go(&self, ids: &[u64]) {
+        let mut state = self.state.lock();
+        for &id in ids {
+            state.model.let_go(id);
+        }
+    }
+
     /// Counts an HTTP answer.
     pub(super) fn count_http(&self, handler: &'static str, method: &str, status: u16) {
         self.state.lock().meters.http(handler, method, status);
@@ -360,16 +380,24 @@ impl State {
     }
 }
 
-/// The jobs of one request in the engine. Dropping it aborts those that are not finished.
+/// The jobs of one request in the engine. Dropping it aborts those that are not finished, and lets go
+/// what the others keep.
 #[derive(Debug)]
 pub(super) struct Flight {
     clock: Arc<Clock>,
     /// Job and model id of those not finished.
     unfinished: Vec<(usize, u64)>,
+    /// Model ids of those whose blocks stay taken.
+    keeping: Vec<u64>,
     tokens: mpsc::UnboundedReceiver<Token>,
 }
 
 impl Flight {
+    /// Ids in the model of the jobs whose blocks stay taken: it is on the caller to let them go.
+    pub(super) fn take_keeping(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.keeping)
+    }
+
     /// The next token of any job; `None` when all are finished.
     pub(super) async fn next(&mut self) -> Option<Token> {
         let token = self.tokens.recv().await?;
@@ -384,6 +412,9 @@ impl Drop for Flight {
     fn drop(&mut self) {
         if !self.unfinished.is_empty() {
             self.clock.abort(self.unfinished.iter().map(|&(_, id)| id));
+        }
+        if !self.keeping.is_empty() {
+            self.clock.let_go(&self.keeping);
         }
     }
 }

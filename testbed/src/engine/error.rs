@@ -24,6 +24,11 @@ impl ApiError {
         }
     }
 
+    /// What is wrong, in a sentence.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The body of the answer.
     pub(super) fn body(&self) -> String {
         json!({"error": {

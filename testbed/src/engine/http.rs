@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,11 +18,13 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use parking_lot::Mutex;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use super::cut::{Cut, cut, nonsense, overstate};
 use super::error::{self, ApiError};
 use super::fault::{Fault, Faults, Target};
 use super::infer::{self, Call};
+use super::kv::Kv;
 use super::listen::Connection;
 use super::plain::{self, Plain};
 use super::prompt::Api;
@@ -32,6 +34,8 @@ use crate::model::Stats;
 
 /// Largest body that is read.
 const MAX_BODY_BYTES: usize = 64 << 20;
+/// From a crash of the core to the end of the process.
+const AGONY: Duration = Duration::from_millis(500);
 /// Who answered, for tests and demonstrations; a real engine has no such header.
 const ENGINE: HeaderName = HeaderName::from_static("x-engine");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -66,6 +70,12 @@ pub(super) struct App {
     pub(super) created_unix_s: u64,
     /// Makes request ids.
     pub(super) requests: AtomicU64,
+    /// The connector, if the engine has one.
+    pub(super) kv: Option<Arc<Kv>>,
+    /// Set when it is about to end by itself.
+    pub(super) dying: AtomicBool,
+    /// Cancelled, the engine ends.
+    pub(super) kill: CancellationToken,
 }
 
 impl App {
@@ -95,6 +105,17 @@ impl App {
         let clocks = self.ranks.clocks().iter();
         let stats = clocks.map(|clock| clock.snapshot().stats);
         stats.reduce(Stats::plus).unwrap_or_default()
+    }
+
+    /// Ends like an engine whose core has crashed: all is answered with errors for a moment, then the
+    /// port refuses.
+    pub(super) fn die(&self) {
+        self.dying.store(true, Ordering::Relaxed);
+        let kill = self.kill.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(AGONY).await;
+            kill.cancel();
+        });
     }
 
     fn new_request_id(&self) -> String {
@@ -236,6 +257,13 @@ async fn routed(
     };
     if route == Route::Plain(Plain::Metrics) {
         app.seen.scraped();
+    }
+    if app.dying.load(Ordering::Relaxed) {
+        let status = match route {
+            Route::Plain(Plain::Health) => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        return refused(&ApiError::broken(status));
     }
     let mut visit = matches!(route, Route::Run(_)).then(|| app.seen.arrive(head, &body));
     let fault = match route {

@@ -2,7 +2,8 @@
 //!
 //! One idea: a request is checked in vLLM's order, becomes jobs, and its [`Flight`] lives inside
 //! whatever waits for the tokens; when the client leaves, that is dropped and the jobs are aborted.
-//! Cost: O(body + tokens).
+//! An engine with a connector does only its part, with what the [`kv`](super::kv) says around the
+//! model. Cost: O(body + tokens).
 
 use std::io;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use super::answer::{self, Choice, Heading, Usage};
 use super::clock::{Flight, Job, Rejection};
 use super::error::ApiError;
 use super::http::{App, Body, json_answer, parse_json};
+use super::kv::{Given, KvSeen, Part, Sight, Trouble};
 use super::kv_events::Source;
 use super::metrics::{Ending, Snapshot};
 use super::pooling;
@@ -46,6 +48,10 @@ pub(super) struct Call<'a> {
 /// A request that is in the model.
 struct Running {
     flight: Flight,
+    rank: usize,
+    part: Part,
+    /// Its jobs, if they are for another engine.
+    given: Vec<Job>,
     ask: Ask,
     choices: Vec<Choice>,
     ending: Ending,
@@ -56,29 +62,39 @@ struct Running {
 
 /// Answers the request; an error is an answer.
 pub(super) async fn answer(call: Call<'_>, mut visit: Visit) -> Response<Body> {
-    let running = match start(&call, &visit) {
-        Ok(running) => running,
-        Err(error) => {
-            visit.note(|seen| seen.status = Some(error.status.as_u16()));
-            visit.end();
-            return json_answer(error.status, error.body());
+    let answered = match start(&call, &visit).await {
+        Ok(running) if running.ask.stream && !matches!(running.part, Part::Give { .. }) => {
+            visit.note(|seen| seen.status = Some(200));
+            return stream(running, visit);
+        }
+        Ok(running) => whole(&call, running, &visit).await,
+        Err(trouble) => Err(trouble),
+    };
+    let answer = match answered {
+        Ok(mut answer) => {
+            if let Some(report) = load_report(&call) {
+                answer.headers_mut().insert("endpoint-load-metrics", report);
+            }
+            answer
+        }
+        Err(trouble) => {
+            let error = match trouble {
+                Trouble::Refused(error) => error,
+                Trouble::Fatal(_) => {
+                    call.app.die();
+                    ApiError::broken(hyper::StatusCode::INTERNAL_SERVER_ERROR)
+                }
+            };
+            json_answer(error.status, error.body())
         }
     };
-    if running.ask.stream {
-        visit.note(|seen| seen.status = Some(200));
-        return stream(running, visit);
-    }
-    let mut answer = whole(running, &visit).await;
-    if let Some(report) = load_report(&call) {
-        answer.headers_mut().insert("endpoint-load-metrics", report);
-    }
-    visit.note(|seen| seen.status = Some(200));
+    visit.note(|seen| seen.status = Some(answer.status().as_u16()));
     visit.end();
     answer
 }
 
-/// Checks the request and submits it.
-fn start(call: &Call<'_>, visit: &Visit) -> Result<Running, ApiError> {
+/// Checks the request, fetches what another engine computed of it, and submits it.
+async fn start(call: &Call<'_>, visit: &Visit) -> Result<Running, Trouble> {
     let app = call.app;
     let json = parse_json(call.head, call.body)?;
     visit.note(|seen| seen.model = json.get("model").and_then(Value::as_str).map(str::to_owned));
@@ -95,25 +111,32 @@ fn start(call: &Call<'_>, visit: &Visit) -> Result<Running, ApiError> {
     visit.note(|seen| seen.prompt_tokens = prompt_tokens);
     let told = clock.kv_events().is_some();
     let salt = told.then(|| json.get("cache_salt").and_then(Value::as_str));
-    let (jobs, choices) = jobs(app.block_tokens, &ask, output_tokens, salt);
+    let (mut jobs, choices) = jobs(app.block_tokens, &ask, output_tokens, salt);
+    let part = transfer(call, &json, &ask, &mut jobs, visit).await?;
     let ending = match ask.max_tokens {
         Some(_) => Ending::Length,
         None => Ending::Stop,
     };
-    let flight = clock
-        .submit(jobs, ask.stream, ending)
-        .map_err(|rejection| match rejection {
-            Rejection::Busy => ApiError::busy(),
-            Rejection::Refused(refusal) => {
-                ApiError::bad_request(Some("input_tokens"), refusal.to_string())
-            }
-        })?;
+    let given = match part {
+        Part::Give { .. } => jobs.clone(),
+        _ => Vec::new(),
+    };
+    let submitted = clock.submit(jobs, ask.stream, ending);
+    let flight = submitted.map_err(|rejection| match rejection {
+        Rejection::Busy => ApiError::busy(),
+        Rejection::Refused(refusal) => {
+            ApiError::bad_request(Some("input_tokens"), refusal.to_string())
+        }
+    })?;
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let heading = Heading::new(call.api, call.request_id, model, &app.name, now.as_secs());
     Ok(Running {
         flight,
+        rank,
+        part,
+        given,
         ask,
         choices,
         ending,
@@ -121,6 +144,33 @@ fn start(call: &Call<'_>, visit: &Visit) -> Result<Running, ApiError> {
         prompt_tokens,
         json,
     })
+}
+
+/// What the connector, if there is one, says of a request and does ahead of the model.
+async fn transfer(
+    call: &Call<'_>,
+    json: &Value,
+    ask: &Ask,
+    jobs: &mut [Job],
+    visit: &Visit,
+) -> Result<Part, Trouble> {
+    let Some(kv) = &call.app.kv else {
+        return Ok(Part::Alone);
+    };
+    let sight = Sight {
+        api: call.api,
+        own_id: format!("{}{}", answer::id_prefix(call.api), call.request_id),
+        json,
+        body: call.body,
+        ask,
+    };
+    let mut noted = KvSeen::default();
+    let read = kv.part(&sight, jobs, &mut noted);
+    visit.note(|seen| seen.kv = noted.clone());
+    let part = read?;
+    let done = kv.before(&part, jobs, &mut noted).await;
+    visit.note(|seen| seen.kv = noted);
+    done.map(|()| part)
 }
 
 /// How much every choice generates, if each prompt leaves room for it in the context.
@@ -180,6 +230,8 @@ fn jobs(
                 prompt_tokens: prompt.tokens(),
                 output_tokens,
                 source: source.clone(),
+                external_tokens: 0,
+                keep: false,
             });
             choices.push(Choice {
                 seed: hash.wrapping_add(u64::from(nth)),
@@ -195,7 +247,11 @@ fn jobs(
     (jobs, choices)
 }
 
-async fn whole(mut running: Running, visit: &Visit) -> Response<Body> {
+async fn whole(
+    call: &Call<'_>,
+    mut running: Running,
+    visit: &Visit,
+) -> Result<Response<Body>, Trouble> {
     let per_prompt = running.ask.n.max(1) as usize;
     let mut usage = Usage {
         prompt: running.prompt_tokens,
@@ -210,6 +266,8 @@ async fn whole(mut running: Running, visit: &Visit) -> Response<Body> {
         }
     }
     visit.note(|seen| seen.cached_tokens = Some(usage.cached));
+    let ids = running.flight.take_keeping();
+    let transfer = hand_over(call, &running, &ids, visit).await?;
     let Running {
         heading,
         choices,
@@ -223,7 +281,39 @@ async fn whole(mut running: Running, visit: &Visit) -> Response<Body> {
     } else {
         answer::whole(heading, choices, *ending, usage)
     };
-    json_answer(hyper::StatusCode::OK, body)
+    let body = match transfer {
+        Some(params) => answer::with_transfer(&body, &params),
+        None => body,
+    };
+    Ok(json_answer(hyper::StatusCode::OK, body))
+}
+
+/// Hands over what was computed for another engine.
+async fn hand_over(
+    call: &Call<'_>,
+    running: &Running,
+    ids: &[u64],
+    visit: &Visit,
+) -> Result<Option<String>, Trouble> {
+    let (Some(kv), Part::Give { .. }) = (&call.app.kv, &running.part) else {
+        return Ok(None);
+    };
+    let mut noted = KvSeen::default();
+    visit.note(|seen| noted = seen.kv.clone());
+    let from = call.app.ranks.clocks().get(running.rank);
+    let Some(clock) = from else {
+        return Ok(None);
+    };
+    let given = Given {
+        part: &running.part,
+        rank: running.rank,
+        clock,
+        jobs: &running.given,
+        ids,
+    };
+    let done = kv.after(given, &mut noted).await;
+    visit.note(|seen| seen.kv = noted);
+    done
 }
 
 struct Streaming {

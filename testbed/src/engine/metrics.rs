@@ -195,7 +195,8 @@ fn load(page: &mut Page, now: &Snapshot) {
 fn work(page: &mut Page, now: &Snapshot, meters: &Meters) {
     let stats = &now.stats;
     let hits = stats.prefix_hits_tokens;
-    let computed = stats.prompt_tokens.saturating_sub(hits);
+    let sent = stats.external_hits_tokens;
+    let computed = stats.prompt_tokens.saturating_sub(hits + sent);
     let queries = stats.prefix_queries_tokens;
     page.counter(
         "vllm:prefix_cache_queries",
@@ -210,12 +211,12 @@ fn work(page: &mut Page, now: &Snapshot, meters: &Meters) {
     page.counter(
         "vllm:external_prefix_cache_queries",
         "Prefix cache queries to a KV connector, in tokens.",
-        &[("", 0)],
+        &[("", stats.external_queries_tokens)],
     );
     page.counter(
         "vllm:external_prefix_cache_hits",
         "Prefix cache hits of a KV connector, in tokens.",
-        &[("", 0)],
+        &[("", sent)],
     );
     page.counter(
         "vllm:num_preemptions",
@@ -233,7 +234,7 @@ fn work(page: &mut Page, now: &Snapshot, meters: &Meters) {
         &[
             ("source=\"local_compute\"", computed),
             ("source=\"local_cache_hit\"", hits),
-            ("source=\"external_kv_transfer\"", 0),
+            ("source=\"external_kv_transfer\"", sent),
         ],
     );
     page.counter(

@@ -8,8 +8,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use hyper::http::request::Parts;
 use parking_lot::Mutex;
+
+use super::kv::KvSeen;
 
 /// One inference request as the engine saw it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub struct Seen {
     pub body_bytes: usize,
     /// XXH3 of the body, 64 bits, seed 0.
     pub body_xxh3: u64,
+    /// The body itself, if the engine keeps bodies.
+    pub body: Option<Bytes>,
     /// The model that the body names.
     pub model: Option<String>,
     /// The data-parallel rank that it was given to.
@@ -36,6 +41,8 @@ pub struct Seen {
     pub cached_tokens: Option<u32>,
     /// Microseconds from the whole request to its first token, in real time; of streams only.
     pub first_token_us: Option<u64>,
+    /// What it came to in terms of disaggregation.
+    pub kv: KvSeen,
     /// Status of the answer; `None` when no answer was started.
     pub status: Option<u16>,
     /// The fault that was applied.
@@ -51,7 +58,7 @@ impl Seen {
         found.map(|(_, value)| value.as_slice())
     }
 
-    fn new(head: &Parts, body: &[u8]) -> Self {
+    fn new(head: &Parts, body: &Bytes, keeps_body: bool) -> Self {
         Self {
             method: head.method.to_string(),
             path: head
@@ -66,6 +73,7 @@ impl Seen {
                 .collect(),
             body_bytes: body.len(),
             body_xxh3: xxhash_rust::xxh3::xxh3_64(body),
+            body: keeps_body.then(|| body.clone()),
             ..Self::default()
         }
     }
@@ -75,6 +83,7 @@ impl Seen {
 #[derive(Debug, Default)]
 pub(super) struct SeenLog {
     limit: usize,
+    keeps_bodies: bool,
     entries: Mutex<Entries>,
     scrapes: Mutex<VecDeque<Instant>>,
 }
@@ -87,10 +96,11 @@ struct Entries {
 }
 
 impl SeenLog {
-    /// An empty log that keeps up to `limit` entries.
-    pub(super) fn new(limit: usize) -> Arc<Self> {
+    /// An empty log that keeps up to `limit` entries, with their bodies or without.
+    pub(super) fn new(limit: usize, keeps_bodies: bool) -> Arc<Self> {
         Arc::new(Self {
             limit,
+            keeps_bodies,
             entries: Mutex::default(),
             scrapes: Mutex::default(),
         })
@@ -121,11 +131,11 @@ impl SeenLog {
     }
 
     /// Notes a request.
-    pub(super) fn arrive(self: &Arc<Self>, head: &Parts, body: &[u8]) -> Visit {
+    pub(super) fn arrive(self: &Arc<Self>, head: &Parts, body: &Bytes) -> Visit {
         let seen = if self.limit == 0 {
             Seen::default()
         } else {
-            Seen::new(head, body)
+            Seen::new(head, body, self.keeps_bodies)
         };
         let mut entries = self.entries.lock();
         let number = entries.first + entries.kept.len() as u64;
@@ -193,10 +203,11 @@ mod tests {
     #[test]
     fn the_log_keeps_the_newest_entries_and_notes_who_left() {
         let (head, ()) = hyper::Request::get("/x?y=1").body(()).unwrap().into_parts();
-        let log = SeenLog::new(2);
-        let first = log.arrive(&head, b"1");
-        let mut second = log.arrive(&head, b"22");
-        let third = log.arrive(&head, b"333");
+        let log = SeenLog::new(2, true);
+        let arrive = |body: &'static str| log.arrive(&head, &Bytes::from_static(body.as_bytes()));
+        let first = arrive("1");
+        let mut second = arrive("22");
+        let third = arrive("333");
         first.note(|seen| seen.status = Some(500));
         second.note(|seen| seen.status = Some(200));
         second.end();
@@ -207,6 +218,7 @@ mod tests {
             (kept[0].body_bytes, kept[0].status, kept[0].left),
             (2, Some(200), false)
         );
+        assert_eq!(kept[0].body.as_deref(), Some(&b"22"[..]));
         assert_eq!(
             (kept[1].path.as_str(), kept[1].status, kept[1].left),
             ("/x?y=1", None, true)

@@ -7,6 +7,7 @@ mod kv_events;
 mod life;
 mod page;
 mod ranks;
+mod transfer;
 
 use std::time::Duration;
 

@@ -14,6 +14,8 @@ pub(super) struct Sequence {
     block_tokens: u32,
     prompt_tokens: u32,
     output_tokens: u32,
+    external_tokens: u32,
+    keep: bool,
     /// Prompt tokens done, cached ones included. Before admission: the expected hit.
     computed: u32,
     hit_tokens: u32,
@@ -30,6 +32,8 @@ impl Sequence {
             block_tokens,
             prompt_tokens: submission.prompt_tokens.max(1),
             output_tokens: submission.output_tokens.max(1),
+            external_tokens: submission.external_tokens,
+            keep: submission.keep,
             computed: 0,
             hit_tokens: 0,
             emitted: 0,
@@ -48,6 +52,17 @@ impl Sequence {
     /// Prompt tokens served from the cache.
     pub(super) fn hit_tokens(&self) -> u32 {
         self.hit_tokens
+    }
+
+    /// Prompt tokens that the KV of another engine spared, if there is such KV.
+    pub(super) fn external_hit_tokens(&self) -> Option<u32> {
+        let sent = self.external_tokens.min(self.prompt_tokens);
+        (sent > 0).then(|| sent.saturating_sub(self.hit_tokens))
+    }
+
+    /// Whether the blocks stay taken after the last output token.
+    pub(super) fn keeps(&self) -> bool {
+        self.keep
     }
 
     /// Whether the last output token is out.
@@ -69,7 +84,8 @@ impl Sequence {
 
     /// Notes what the cache would serve if the request were admitted now.
     pub(super) fn expect_hit(&mut self, tokens: u32) {
-        self.computed = tokens;
+        let sent = self.external_tokens.min(self.prompt_tokens - 1);
+        self.computed = tokens.max(sent);
     }
 
     /// Takes the request's blocks from the cache; false, and no change, when they do not fit.
@@ -82,6 +98,10 @@ impl Sequence {
         self.holding = holding;
         self.hit_tokens = matched * self.block_tokens;
         self.computed = self.hit_tokens;
+        let sent = self.external_tokens.min(self.prompt_tokens - 1);
+        if sent > self.computed {
+            self.fill_to(sent, cache);
+        }
         true
     }
 
@@ -127,9 +147,15 @@ impl Sequence {
         let chunk = (self.prompt_tokens - from).min(*budget);
         *budget -= chunk;
         step.prefill_tokens += chunk;
-        self.computed = from + chunk;
+        self.fill_to(from + chunk, cache);
+        params.prefill_us(from, self.computed)
+    }
+
+    /// The prompt is done up to `to`: names the blocks that this completes.
+    fn fill_to(&mut self, to: u32, cache: &mut BlockCache) {
         let completed =
-            (from / self.block_tokens) as usize..(self.computed / self.block_tokens) as usize;
+            (self.computed / self.block_tokens) as usize..(to / self.block_tokens) as usize;
+        self.computed = to;
         let blocks = self.blocks.iter().enumerate().take(completed.end);
         for (block, &hash) in blocks.skip(completed.start) {
             if cache.name(&mut self.holding, hash) {
@@ -137,7 +163,6 @@ impl Sequence {
                 cache.note(CacheChange::Stored { request, block });
             }
         }
-        params.prefill_us(from, self.computed)
     }
 
     /// Time that one decode step of this request takes.

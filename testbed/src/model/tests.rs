@@ -23,6 +23,7 @@ fn request(id: u64, blocks: &[u64], prompt_tokens: u32, output_tokens: u32) -> S
         blocks: blocks.to_vec(),
         prompt_tokens,
         output_tokens,
+        ..Submission::default()
     }
 }
 
@@ -229,4 +230,47 @@ proptest! {
         }
         prop_assert_eq!(engine.stats().prefix_hits_tokens, ideal);
     }
+}
+
+#[test]
+fn what_another_engine_sent_is_not_computed_and_can_be_hit_later() {
+    let sent = |tokens| Submission {
+        external_tokens: tokens,
+        ..request(1, &[1, 2, 3], 48, 1)
+    };
+    let mut engine = small(64);
+    engine.submit(sent(48)).unwrap();
+    let step = engine.step().unwrap();
+    assert_eq!((step.prefill_tokens, step.tokens.len()), (1, 1));
+    let stats = engine.stats();
+    assert_eq!(
+        (stats.external_queries_tokens, stats.external_hits_tokens),
+        (48, 48)
+    );
+    assert_eq!(engine.matched_blocks(&[1, 2, 3]), 3);
+    // A local hit comes first; only the rest is another's.
+    engine
+        .submit(Submission {
+            external_tokens: 64,
+            ..request(2, &[1, 2, 3, 4], 64, 1)
+        })
+        .unwrap();
+    drain(&mut engine);
+    assert_eq!(engine.stats().external_hits_tokens, 48 + 16);
+    assert_eq!(engine.stats().prefix_hits_tokens, 48);
+}
+
+#[test]
+fn kept_blocks_stay_taken_until_they_are_let_go() {
+    let mut engine = small(8);
+    let keep = Submission {
+        keep: true,
+        ..request(1, &[1, 2], 32, 1)
+    };
+    engine.submit(keep).unwrap();
+    drain(&mut engine);
+    assert_eq!(engine.stats().kv_used_blocks, 3);
+    assert!(engine.let_go(1) && !engine.let_go(1));
+    assert_eq!(engine.stats().kv_used_blocks, 0);
+    assert_eq!(engine.matched_blocks(&[1, 2]), 2);
 }

@@ -176,6 +176,7 @@ impl<'a> World<'a> {
             blocks: req.blocks.to_vec(),
             prompt_tokens: req.prompt_tokens,
             output_tokens: req.output_tokens,
+            ..Submission::default()
         });
         target.awaiting_first += 1;
         if taken.is_err() {
