@@ -13,6 +13,7 @@ mod canned;
 pub(crate) mod client;
 pub(crate) mod conversation;
 mod counters;
+mod disaggregation;
 mod failures;
 mod feedback;
 mod fleet;
@@ -166,6 +167,7 @@ fn cases() -> Vec<Case> {
         trust::cases(),
         worked::cases(),
         hostile::cases(),
+        disaggregation::cases(),
     ]
     .into_iter()
     .flatten()

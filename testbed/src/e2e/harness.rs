@@ -18,7 +18,7 @@ use super::Setting;
 use super::client::{Call, Client, OpenReply, Reply};
 use super::counters::counter;
 use super::raw::{self, Pieces};
-use super::spec::{PoolSpec, add_pool};
+use super::spec::{PoolSpec, add_pool, labelled_endpoints};
 pub use super::spec::{StackSpec, pool_mut, static_endpoints};
 use crate::engine::{Engine, EngineConfig, FaultPlan};
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
@@ -81,10 +81,13 @@ pub struct StackEngine {
 impl StackEngine {
     /// Starts it anew on its port, its cache empty; it must have been killed.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        let config = EngineConfig {
+        let mut config = EngineConfig {
             listen: self.address,
             ..self.config.clone()
         };
+        if let (Some(setup), Some(addr)) = (&mut config.disaggregation, self.engine.kv_addr()) {
+            setup.listen = addr;
+        }
         // The dead one holds the port until it is replaced, so that nobody else gets it.
         self.engine = Engine::start(config).await?;
         Ok(())
@@ -108,7 +111,11 @@ pub struct Stack<'a> {
 impl<'a> Stack<'a> {
     /// Starts engines, then Envoy; returns once Envoy serves.
     pub async fn start(context: &'a Context, spec: StackSpec) -> anyhow::Result<Self> {
-        let mut bootstrap = Bootstrap::load(&context.setting.config)?;
+        let config = &context.setting.config;
+        let mut bootstrap = match spec.file {
+            Some(file) => Bootstrap::load(&config.with_file_name(file))?,
+            None => Bootstrap::load(config)?,
+        };
         bootstrap.set_module(match spec.trap {
             true => &context.setting.trap_module,
             false => &context.setting.module,
@@ -131,7 +138,7 @@ impl<'a> Stack<'a> {
             let started = start_engines(pool, entry, &spec).await?;
             let addresses: Vec<_> = started.iter().map(|engine| engine.address).collect();
             bootstrap.set_endpoints(&pool.name, &addresses)?;
-            entry.insert("endpoints".to_owned(), static_endpoints(&addresses));
+            entry.insert("endpoints".to_owned(), labelled_endpoints(&started));
             engines.extend(started);
         }
         for edit in &spec.plugin {

@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
-use crate::engine::EngineConfig;
+use super::harness::StackEngine;
+use crate::engine::{Connector, Disaggregation, EngineConfig, Role};
 use crate::envoy::bootstrap::Bootstrap;
 
 type EditEngine = Box<dyn Fn(&mut EngineConfig) + Send + Sync>;
@@ -17,6 +18,8 @@ type EditBootstrap = Box<dyn Fn(&mut Bootstrap) -> anyhow::Result<()> + Send + S
 
 /// What a test's stack is made of.
 pub struct StackSpec {
+    /// The shipped configuration to start from, beside the one that the run names; absent, that one.
+    pub(super) file: Option<&'static str>,
     pub(super) pools: Vec<PoolSpec>,
     pub(super) workers: Option<u32>,
     pub(super) log_level: String,
@@ -45,6 +48,7 @@ impl StackSpec {
             new_with_models: None,
         };
         Self {
+            file: None,
             pools: vec![pool("llama", 3), pool("qwen", 1)],
             workers: None,
             log_level: "wasm:info".to_owned(),
@@ -54,6 +58,51 @@ impl StackSpec {
             plugin: Vec::new(),
             bootstrap: Vec::new(),
         }
+    }
+
+    /// As shipped for disaggregation but for active health checks: pool `llama-prefill` with 2 engines
+    /// and pool `llama`, which decodes, with 2, all with this connector. Prompts of 16 tokens and more
+    /// are disaggregated.
+    pub fn disaggregated(connector: Connector) -> Self {
+        let pool = |name: &str| PoolSpec {
+            name: name.to_owned(),
+            engines: 2,
+            new_with_models: None,
+        };
+        let shipped = Self::shipped();
+        let spec = Self {
+            file: Some("disaggregation.yaml"),
+            pools: vec![pool("llama"), pool("llama-prefill")],
+            ..shipped
+        };
+        let told = match connector {
+            Connector::Nixl => json!("nixl"),
+            Connector::P2pNccl => json!({"p2p_nccl": {"port": 21001}}),
+            Connector::Mooncake => json!({"mooncake": {"bootstrap_port": 8998}}),
+            Connector::Sglang => json!({"sglang": {"bootstrap_port": 8998}}),
+        };
+        spec.disaggregation("connector", told)
+            .disaggregation("min_uncached_tokens", json!(16))
+            .engine(move |config| {
+                let role = match config.name.starts_with("llama-prefill-") {
+                    true => Role::Prefill,
+                    false => Role::Decode,
+                };
+                config.models = vec!["llama-3-8b".to_owned()];
+                config.disaggregation = Some(Disaggregation::new(connector, role));
+                config.log_bodies = true;
+            })
+    }
+
+    /// Sets a field of `disaggregation` of pool `llama`.
+    pub fn disaggregation(self, field: &str, value: Value) -> Self {
+        let field = field.to_owned();
+        self.plugin(move |config| {
+            let entry = pool_mut(config, "llama").and_then(|pool| pool.get_mut("disaggregation"));
+            if let Some(entry) = entry.and_then(Value::as_object_mut) {
+                entry.insert(field.clone(), value.clone());
+            }
+        })
     }
 
     /// Gives a pool another number of engines.
@@ -189,6 +238,25 @@ pub(super) fn add_pool(plugin: &mut Value, name: &str, models: &[String]) -> any
             "name": name, "cluster": name, "models": models, "policy": "least_request",
         }));
     Ok(())
+}
+
+/// The same of engines, with the labels that say how to reach their connectors.
+pub(super) fn labelled_endpoints(engines: &[StackEngine]) -> Value {
+    let list: Vec<_> = engines
+        .iter()
+        .map(|it| match it.engine.kv_addr() {
+            None => json!({"address": it.address.to_string()}),
+            Some(kv) => json!({
+                "address": it.address.to_string(),
+                "labels": {
+                    "kv_addr": kv.to_string(),
+                    "bootstrap_host": kv.ip().to_string(),
+                    "bootstrap_port": kv.port().to_string(),
+                },
+            }),
+        })
+        .collect();
+    json!({ "static": list })
 }
 
 /// The `endpoints` entry of a pool.
