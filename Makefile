@@ -147,8 +147,9 @@ drill-quick: $(ENVOY) module trap testbed
 
 # Not part of `test`: it needs engines, and shows what no model of an engine can.
 .PHONY: e2e-vllm
-e2e-vllm: $(if $(ENGINES),,engines-missing) $(ENVOY) module testbed ## Route to running vLLM servers, ENGINES=ip:port,ip:port, and compare with what they say
-	@$(TESTBED) vllm --engines $(ENGINES) --envoy $(ENVOY) --module $(MODULE) $(ARGS)
+e2e-vllm: $(if $(ENGINES)$(PREFILL)$(RANKED),,engines-missing) $(ENVOY) module testbed ## Route to running vLLM servers, ENGINES=ip:port,ip:port or PREFILL=ip:port DECODE=ip:port or RANKED=ip:port, and compare with what they say
+	@$(TESTBED) vllm $(if $(ENGINES),--engines $(ENGINES)) $(if $(PREFILL),--prefill $(PREFILL) --decode $(DECODE)) \
+		$(if $(RANKED),--ranked $(RANKED)) --envoy $(ENVOY) --module $(MODULE) $(ARGS)
 
 # Not part of `test`: it fetches a wheel of 70 MB. The indexer listens on all interfaces while it runs.
 .PHONY: e2e-kv
@@ -171,6 +172,11 @@ bench: $(ENVOY) module cases testbed ## Measure the core, then a real Envoy with
 	@$(TESTBED) microbench --envoy $(ENVOY) --module $(CASES)
 	$(STEP) 'routers side by side, in $(ENVOY)'
 	@$(TESTBED) bench --envoy $(ENVOY) --module $(MODULE) $(ARGS)
+
+.PHONY: bench-handover
+bench-handover: $(ENVOY) module testbed ## Measure what prefill on another engine adds to its two calls; ARGS='--connector nixl,sglang'
+	$(STEP) 'prefill and decode on two engines, in $(ENVOY)'
+	@$(TESTBED) handover --envoy $(ENVOY) --module $(MODULE) $(ARGS)
 
 .PHONY: overload
 overload: $(ENVOY) module testbed ## Offer a pool three times what it can do, with admission and without; ARGS='--loads 1,2,5 --seconds 30'
@@ -224,7 +230,7 @@ config-missing:
 
 .PHONY: engines-missing
 engines-missing:
-	@echo 'say which engines: make e2e-vllm ENGINES=127.0.0.1:8001,127.0.0.1:8002' >&2; exit 2
+	@echo 'say which engines: make e2e-vllm ENGINES=127.0.0.1:8001,127.0.0.1:8002, or PREFILL= and DECODE=, or RANKED=' >&2; exit 2
 
 # Cargo knows best what is out of date, so these always ask it.
 .PHONY: module

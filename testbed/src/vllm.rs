@@ -3,8 +3,13 @@
 //! The engines are vLLM servers that already run, alone: their pages are read before and after, so
 //! other traffic would be taken for ours. Nothing of them is configured but their addresses. Each
 //! step prints what it saw, and fails if that is not what the engines themselves say.
+//!
+//! There are three kinds of engines to show it on, and each may be left out: some of equal rank, a
+//! prefill and a decode engine, and one with data-parallel ranks.
 
+mod disaggregation;
 mod page;
+mod ranks;
 mod steps;
 
 use std::net::SocketAddr;
@@ -30,8 +35,17 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 #[derive(clap::Args)]
 pub struct Args {
     /// Running engines, at least two, as `ip:port,ip:port`.
-    #[arg(long, value_delimiter = ',', required = true)]
+    #[arg(long, value_delimiter = ',', required_unless_present_any = ["prefill", "ranked"])]
     engines: Vec<SocketAddr>,
+    /// A running engine with NixlConnector, which computes prompts for the other.
+    #[arg(long, requires = "decode")]
+    prefill: Option<SocketAddr>,
+    /// The other.
+    #[arg(long, requires = "prefill")]
+    decode: Option<SocketAddr>,
+    /// A running engine with data-parallel ranks.
+    #[arg(long)]
+    ranked: Option<SocketAddr>,
     /// The Envoy binary.
     #[arg(long)]
     envoy: PathBuf,
@@ -41,6 +55,9 @@ pub struct Args {
     /// The Envoy configuration to start from.
     #[arg(long, default_value = "envoy/static.yaml")]
     config: PathBuf,
+    /// The one for a prefill and a decode engine.
+    #[arg(long, default_value = "envoy/disaggregation.yaml")]
+    disaggregation: PathBuf,
     /// Worker threads of Envoy.
     #[arg(long, default_value_t = 2)]
     concurrency: u32,
@@ -68,27 +85,47 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let stack = Stack::start(&args).await?;
-        let steps = steps::run(&stack, args.turns).await;
-        steps.with_context(|| format!("Envoy's log ends with:\n{}", stack.envoy.log_tail()))
+        if !args.engines.is_empty() {
+            ensure!(
+                args.engines.len() > 1,
+                "--engines: got one, want at least two"
+            );
+            let stack = Stack::start(&args, bootstrap(&args)?, args.engines.clone()).await?;
+            stack.show(steps::run(&stack, args.turns).await)?;
+        }
+        if let (Some(prefill), Some(decode)) = (args.prefill, args.decode) {
+            let bootstrap = disaggregation::bootstrap(&args, prefill, decode).await?;
+            let stack = Stack::start(&args, bootstrap, vec![prefill, decode]).await?;
+            stack.show(disaggregation::run(&stack, prefill, decode).await)?;
+        }
+        if let Some(engine) = args.ranked {
+            let bootstrap = ranks::bootstrap(&args, engine)?;
+            let stack = Stack::start(&args, bootstrap, vec![engine]).await?;
+            stack.show(ranks::run(&stack, engine).await)?;
+        }
+        Ok(())
     })
 }
 
+/// The first model that an engine names.
+async fn model_of(http: &reqwest::Client, engine: SocketAddr) -> anyhow::Result<String> {
+    let asked = http.get(format!("http://{engine}/v1/models")).send().await;
+    let asked = asked.with_context(|| format!("asking {engine} for its models"))?;
+    let models: Value = asked.json().await?;
+    let model = models.pointer("/data/0/id").and_then(Value::as_str);
+    let model = model.with_context(|| format!("{engine} names no model: {models}"))?;
+    Ok(model.to_owned())
+}
+
 impl Stack {
-    async fn start(args: &Args) -> anyhow::Result<Self> {
-        let engines = args.engines.clone();
-        ensure!(engines.len() > 1, "--engines: got one, want at least two");
+    async fn start(
+        args: &Args,
+        bootstrap: Bootstrap,
+        engines: Vec<SocketAddr>,
+    ) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder().no_proxy().build()?;
         let first = engines.first().context("no engine")?;
-        let models: Value = http
-            .get(format!("http://{first}/v1/models"))
-            .send()
-            .await
-            .with_context(|| format!("asking {first} for its models"))?
-            .json()
-            .await?;
-        let model = models.pointer("/data/0/id").and_then(Value::as_str);
-        let bootstrap = bootstrap(args)?;
+        let model = model_of(&http, *first).await?;
         let listener = bootstrap.addresses()?.listener;
         let envoy = Envoy::start(Launch {
             binary: existing(&args.envoy)?,
@@ -100,16 +137,26 @@ impl Stack {
             envoy: envoy.await?,
             client: Client::new(listener)?,
             http,
-            model: model
-                .with_context(|| format!("{first} names no model: {models}"))?
-                .to_owned(),
+            model,
             engines,
         })
+    }
+
+    /// What the steps came to, with Envoy's last words if they failed.
+    fn show(&self, steps: anyhow::Result<()>) -> anyhow::Result<()> {
+        steps.with_context(|| format!("Envoy's log ends with:\n{}", self.envoy.log_tail()))
     }
 
     /// The filter's metrics.
     async fn metrics(&self) -> anyhow::Result<String> {
         self.envoy.admin_get("/stats/prometheus").await
+    }
+
+    /// Sends a request to an engine itself.
+    async fn ask(&self, engine: SocketAddr, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let url = format!("http://{engine}{path}");
+        let answer = self.http.post(url).json(body).send().await?;
+        Ok(answer.error_for_status()?.json().await?)
     }
 
     /// An engine's own metrics.

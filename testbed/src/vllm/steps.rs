@@ -26,7 +26,7 @@ const ANSWER_TOKENS: u32 = 32;
 const BLOCKS_LOST: u64 = 3;
 
 /// A text that no other run has sent to these engines.
-fn fresh(what: &str) -> anyhow::Result<String> {
+pub(super) fn fresh(what: &str) -> anyhow::Result<String> {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     Ok(format!("{what} of run {}.", since.as_nanos()))
 }
