@@ -9,6 +9,7 @@ mod dynamo;
 mod e2e;
 mod engine;
 mod envoy;
+mod handover;
 mod lmcache;
 mod matrix;
 mod microbench;
@@ -53,6 +54,8 @@ enum Command {
     Sbom(sbom::Args),
     /// Measure what routing costs, beside a bare Envoy and other routers.
     Bench(bench::Args),
+    /// Measure what a prefill on another engine costs beside its two calls.
+    Handover(handover::Args),
     /// Time the core's functions, natively and inside Envoy.
     Microbench(microbench::Args),
     /// Compare routing policies on a request trace.
@@ -85,6 +88,7 @@ fn main() -> anyhow::Result<()> {
         Command::Module(args) => module::run(args),
         Command::Sbom(args) => sbom::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Handover(args) => handover::run(args),
         Command::Microbench(args) => microbench::run(args),
         Command::Simulate(args) => sim::run(args),
         Command::Replay(args) => replay::run(args),
