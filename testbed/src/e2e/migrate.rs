@@ -8,12 +8,13 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, ensure};
+use serde_json::json;
 
 use super::client::{Call, Client, Reply};
 use super::conversation::{Conversation, text};
 use super::harness::{Context, eventually};
 use super::{Case, named};
-use crate::engine::{Engine, EngineConfig, Fault};
+use crate::engine::{Connector, Disaggregation, Engine, EngineConfig, Fault, Role};
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
 use crate::envoy::{Envoy, Launch, port, stats};
 use crate::migrate::Migrated;
@@ -28,6 +29,7 @@ pub(super) fn cases() -> Vec<Case> {
         vllm_router_s_retries_reach_another_engine,
         vllm_router_s_breaker_leaves_an_engine_out,
         vllm_router_s_ranks_keep_their_sessions,
+        vllm_router_s_prefill_and_decode_share_the_work,
         dynamo_s_frontend_keeps_a_conversation_together,
     )
 }
@@ -326,5 +328,51 @@ async fn vllm_router_s_ranks_keep_their_sessions(context: &Context) -> anyhow::R
     }
     let engines: BTreeSet<_> = places.iter().map(|(name, _)| name).collect();
     ensure!(engines.len() == 2 && places.len() >= 8, "{places:?}");
+    Ok(())
+}
+
+async fn vllm_router_s_prefill_and_decode_share_the_work(context: &Context) -> anyhow::Result<()> {
+    let is_prefill = |url: &str| url.ends_with(":8081") || url.ends_with(":8082");
+    let set_up = |url: &str, config: &mut EngineConfig| {
+        let role = match is_prefill(url) {
+            true => Role::Prefill,
+            false => Role::Decode,
+        };
+        config.disaggregation = Some(Disaggregation::new(Connector::Nixl, role));
+    };
+    let moved = Moved::start_with(context, "vllm-router-pd.sh", &[], set_up).await?;
+    for (seed, stream) in [(1, false), (2, true)] {
+        let fields = json!({"max_tokens": 4, "stream": stream});
+        // Longer than what a decode engine computes by itself.
+        let call = Call::chat_with(MODEL, &text(seed, 8000), fields);
+        moved.client.send(call).await?.expect_status(200)?;
+    }
+    let (mut gave, mut took) = (Vec::new(), Vec::new());
+    for (url, engine) in &moved.engines {
+        let errors = engine.kv_errors();
+        ensure!(errors.is_empty(), "{url}: {errors:?}");
+        for seen in engine.log() {
+            let part = if is_prefill(url) {
+                Role::Prefill
+            } else {
+                Role::Decode
+            };
+            ensure!(
+                seen.kv.part == Some(part),
+                "{url} did otherwise: {:?}",
+                seen.kv
+            );
+            match part {
+                Role::Prefill => gave.push(engine.name().to_owned()),
+                Role::Decode => took.push(seen.kv.source.context("from nobody")?),
+            }
+        }
+    }
+    gave.sort();
+    took.sort();
+    ensure!(
+        gave.len() == 2 && gave == took,
+        "given by {gave:?}, taken from {took:?}"
+    );
     Ok(())
 }

@@ -113,6 +113,9 @@ fn what_the_filter_knows_it_accepts() {
         "vllm-router-retries.sh",
         "vllm-router-breaker.sh",
         "vllm-router-dp.sh",
+        "vllm-router-mooncake.sh",
+        "vllm-router-pd.sh",
+        "production-stack-pd.sh",
         "dynamo.sh",
     ] {
         of(file).check().unwrap();
