@@ -331,8 +331,9 @@ impl Exchange {
 
     /// The request is over. Later calls do nothing.
     pub fn end<S: Store>(&mut self, router: &mut Router<S>, outcome: Outcome, now_us: u64) {
-        if let Wait::Lookup(lookup) = std::mem::take(&mut self.wait) {
+        if let Wait::Lookup(lookup) = &self.wait {
             router.kv_abandoned(lookup.pool());
+            self.wait = Wait::Nothing;
         }
         self.abandon(router, now_us);
         if let Some(charge) = self.charge.take() {
