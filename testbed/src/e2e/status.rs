@@ -113,12 +113,22 @@ async fn the_facts_are_right_after_traffic(context: &Context) -> anyhow::Result<
         let call = call.header("x-session-id", SESSION)?;
         workers.send(number, call).await?.expect_status(200)?;
     }
-    let facts = eventually("all workers have told of their requests", async || {
-        let facts = facts(&stack).await?;
-        let told = at(&facts, "/counters/requests") == sent;
-        let recent = at(&facts, "/recent").as_array().map_or(0, Vec::len);
-        Ok((told && recent == sent).then_some(facts))
-    })
+    // A worker may tell of its last request while that is under way.
+    let facts = eventually(
+        "all workers have told of their requests' ends",
+        async || {
+            let facts = facts(&stack).await?;
+            let told = at(&facts, "/counters/requests") == sent;
+            let recent = at(&facts, "/recent").as_array();
+            let ended = recent.map_or(0, |recent| {
+                let ended = |entry: &&Value| at(entry, "/status").is_number();
+                recent.iter().filter(ended).count()
+            });
+            let rows = at(&facts, "/pools/0/endpoints").as_array();
+            let idle = rows.is_some_and(|rows| rows.iter().all(|row| at(row, "/in_flight") == 0));
+            Ok((told && ended == sent && idle).then_some(facts))
+        },
+    )
     .await?;
     ensure_known(&facts, &sample::status(1))?;
     ensure!(at(&facts, "/worker/workers") == stack.workers(), "{facts}");
