@@ -210,6 +210,8 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
     }
     let debug_headers = fields.flag(reader, "debug_headers", false);
     let status = fields.optional(reader, "status", status::status);
+    // For editors, which look there for config.schema.json.
+    fields.optional(reader, "$schema", text);
     fields.finish(reader);
     let mut pools = pools?;
     disaggregation::resolve(reader, &mut pools);

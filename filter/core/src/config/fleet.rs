@@ -50,6 +50,7 @@ pub struct ScrapeOptions {
 pub(super) fn discovery(reader: &mut Reader, path: &str, value: &Value) -> Option<Option<Polling>> {
     let (kind, value) = reader.tagged(path, value, &["admin", "off"])?;
     if kind == "off" {
+        reader.no_options(&format!("{path}.{kind}"), value);
         return Some(None);
     }
     let empty = Value::Object(Default::default());
@@ -68,6 +69,7 @@ pub(super) fn scrape(
 ) -> Option<Option<ScrapeOptions>> {
     let (kind, value) = reader.tagged(path, value, &["metrics", "off"])?;
     if kind == "off" {
+        reader.no_options(&format!("{path}.{kind}"), value);
         return Some(None);
     }
     let empty = Value::Object(Default::default());
@@ -148,9 +150,11 @@ pub(super) fn health(reader: &mut Reader, path: &str, value: &Value) -> Option<H
     let panic = fields.count(reader, "panic_percent", 0..=100, 0) as u8;
     let last_resort = fields
         .optional(reader, "none_usable", |reader, path, value| {
-            reader.tagged(path, value, &["route", "answer"])
+            let (kind, value) = reader.tagged(path, value, &["route", "answer"])?;
+            reader.no_options(&format!("{path}.{kind}"), value);
+            Some(kind)
         })
-        .is_none_or(|(kind, _)| kind == "route");
+        .is_none_or(|kind| kind == "route");
     if max_cool_down_us < cool_down_us {
         let want = "at least `cool_down_ms`";
         let got = (max_cool_down_us / 1000).into();

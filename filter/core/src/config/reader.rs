@@ -95,6 +95,15 @@ impl Reader {
         }
         known
     }
+
+    /// Refuses options of a choice that has none.
+    pub(super) fn no_options(&mut self, path: &str, value: &Value) {
+        if !value.is_null()
+            && let Some(fields) = self.object(path, value)
+        {
+            fields.finish(self);
+        }
+    }
 }
 
 impl<'a> Fields<'a> {
@@ -192,7 +201,10 @@ impl<'a> Fields<'a> {
             .keys()
             .filter(|name| !self.known.contains(&name.as_str()))
         {
-            let want = format!("one of {}", self.known.join(", "));
+            let want = match self.known.as_slice() {
+                [] => "nothing: there are no options".to_owned(),
+                known => format!("one of {}", known.join(", ")),
+            };
             reader.errors.push(ConfigError {
                 path: self.path(name),
                 got: "an unknown field".to_owned(),

@@ -126,6 +126,40 @@ fn options_of_policies_are_read_and_bounded() {
 }
 
 #[test]
+fn choices_without_options_take_none() {
+    let with = |more: &str| SMALLEST.replacen('{', &format!("{{{more}, "), 1);
+    for choice in [
+        r#""discovery": {"off": null}"#,
+        r#""scrape": {"off": {}}"#,
+        r#""health": {"none_usable": {"answer": {}}}"#,
+    ] {
+        assert!(Config::parse(with(choice).as_bytes()).is_ok(), "{choice}");
+    }
+    assert_eq!(
+        errors(&with(
+            r#""discovery": {"off": {"interval_ms": 1}}, "scrape": {"off": 1}, "health": {"none_usable": {"route": []}}"#
+        )),
+        [
+            "config.discovery.off.interval_ms: got an unknown field, want nothing: there are no options",
+            "config.scrape.off: got 1, want an object",
+            "config.health.none_usable.route: got [], want an object",
+        ]
+    );
+}
+
+#[test]
+fn where_the_schema_lies_is_left_to_editors() {
+    let with = |schema: &str| SMALLEST.replacen('{', &format!(r#"{{"$schema": {schema}, "#), 1);
+    let config = Config::parse(with(r#""config.schema.json""#).as_bytes()).unwrap();
+    let plain = Config::parse(SMALLEST.as_bytes()).unwrap();
+    assert_eq!(Config { hash: 0, ..config }, Config { hash: 0, ..plain });
+    let long = with(&format!("\"{}\"", "x".repeat(1025)));
+    for refused in [with("1"), with("\"\""), long] {
+        assert!(errors(&refused)[0].starts_with("config.$schema: got "));
+    }
+}
+
+#[test]
 fn session_key_sources_keep_their_order() {
     let json = SMALLEST.replace(
         "{\"pools\"",
