@@ -17,6 +17,7 @@ mod metrics;
 mod options;
 mod pages;
 mod prompts;
+mod schema;
 mod state;
 mod supply;
 mod tables;

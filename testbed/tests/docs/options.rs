@@ -134,7 +134,7 @@ fn names(config: &Value, path: &str) -> Option<Vec<String>> {
     Some(names.map(str::to_owned).collect())
 }
 
-fn documented(path: &str) -> String {
+pub fn documented(path: &str) -> String {
     let path = path.strip_prefix("config").unwrap_or(path);
     let mut short = String::new();
     for part in path.strip_prefix('.').unwrap_or(path).split('[') {
