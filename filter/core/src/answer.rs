@@ -1,7 +1,7 @@
 //! Answers that the filter gives itself, in OpenAI's formats.
 
 use crate::admission::Priority;
-use serde_json::json;
+use crate::json::{Field, list, object};
 
 /// A response of our own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,12 +34,17 @@ const SHOWN_MODEL_CHARS: usize = 128;
 
 impl Answer {
     fn error(status: u16, kind: &str, code: &str, param: Option<&str>, message: &str) -> Answer {
-        let body =
-            json!({"error": {"message": message, "type": kind, "param": param, "code": code}});
+        let error = object(&[
+            ("code", code.into()),
+            ("message", message.into()),
+            ("param", param.into()),
+            ("type", kind.into()),
+        ]);
+        let body = object(&[("error", Field::Json(&error))]);
         Answer {
             status,
             retry_after_s: None,
-            body: body.to_string(),
+            body,
             cause: "",
             shed: None,
         }
@@ -147,8 +152,11 @@ impl Answer {
 
     /// 200: the list of models.
     pub fn models<'a>(names: impl Iterator<Item = &'a str>) -> Answer {
-        let data: Vec<_> = names.map(model).collect();
-        let body = json!({"object": "list", "data": data}).to_string();
+        let data: Vec<String> = names.map(model).collect();
+        let body = object(&[
+            ("data", Field::Json(&list(&data))),
+            ("object", "list".into()),
+        ]);
         Answer {
             status: 200,
             retry_after_s: None,
@@ -163,15 +171,20 @@ impl Answer {
         Answer {
             status: 200,
             retry_after_s: None,
-            body: model(name).to_string(),
+            body: model(name),
             cause: "models",
             shed: None,
         }
     }
 }
 
-fn model(name: &str) -> serde_json::Value {
-    json!({"id": name, "object": "model", "created": 0, "owned_by": "warmpath"})
+fn model(name: &str) -> String {
+    object(&[
+        ("created", Field::Count(0)),
+        ("id", name.into()),
+        ("object", "model".into()),
+        ("owned_by", "warmpath".into()),
+    ])
 }
 
 #[cfg(test)]

@@ -23,12 +23,12 @@ pub use status::StatusOptions;
 
 use crate::feedback::FeedbackOptions;
 use crate::fitness::HealthOptions;
+use crate::json::Value;
 use crate::prefix::table::{MOST_BYTES, SET_BYTES, SLOT_BYTES};
 use crate::session::KeySource;
 use crate::workers::MAX_WORKERS;
 use pool::pool;
 use reader::{Fields, Reader, list, text};
-use serde_json::Value;
 use std::ops::RangeInclusive;
 
 /// Most pools in one config; each is a label value of the metrics.
@@ -118,7 +118,7 @@ impl Config {
     /// # Errors
     /// Every mistake found, in the order of the document.
     pub fn parse(json: &[u8]) -> Result<Config, Vec<ConfigError>> {
-        let value: Value = match serde_json::from_slice(json) {
+        let value = match Value::read(json) {
             Ok(value) => value,
             Err(error) => {
                 return Err(vec![ConfigError {

@@ -4,10 +4,10 @@
 //! answer. Field names and values are those of vLLM's connectors and proxies and of SGLang's router. Who is
 //! asked, and in which order, is [`Exchange`](crate::Exchange)'s.
 
+use crate::json::Value;
 use crate::json::string;
 use crate::scan::OWNED;
 use crate::splice::{Change, members};
-use serde_json::Value;
 
 /// Longest answer of a prefill engine that is read: a few bytes for each block of a long prompt.
 pub const MOST_REPLY_BYTES: usize = 4 * 1024 * 1024;
@@ -203,7 +203,7 @@ pub fn nixl_handle(answer: &[u8]) -> Option<String> {
         }
     }
     let text = std::str::from_utf8(answer.get(found?)?).ok()?;
-    let value: Value = serde_json::from_slice(text.as_bytes()).ok()?;
+    let value = Value::read(text.as_bytes()).ok()?;
     let remote = value.get("do_remote_prefill")?.as_bool()?;
     (remote && value.get("remote_engine_id").is_some_and(Value::is_string)).then(|| text.to_owned())
 }
@@ -238,7 +238,7 @@ pub fn mooncake_decode(unique: [u64; 2], engine: &str, bootstrap: &str) -> Chang
 
 /// Mooncake: the names of an engine's ranks, as its bootstrap server answers to `GET /query`.
 pub fn engine_ids(answer: &[u8]) -> Option<Vec<(u16, String)>> {
-    let value: Value = serde_json::from_slice(answer).ok()?;
+    let value = Value::read(answer).ok()?;
     let ranks = value.as_object()?.iter().take(MOST_RANKS);
     let ids: Vec<(u16, String)> = ranks
         .filter_map(|(rank, entry)| {

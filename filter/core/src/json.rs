@@ -1,8 +1,14 @@
-//! JSON, written field by field.
+//! JSON: [read](read()) in one pass or as a [tree](Value), and written field by field.
 //!
 //! A document is made from the inside out: what [`object`] and [`list`] return goes into the next one
 //! as [`Field::Json`]. One plain function writes every field, whatever its type, which takes a small
 //! part of the module that derived or macro-built documents would. O(bytes) for each level of nesting.
+
+mod source;
+mod value;
+
+pub use source::{Flaw, Source, Token, read};
+pub use value::{Map, Number, Value};
 
 use std::fmt::Write as _;
 
@@ -163,7 +169,7 @@ fn text(out: &mut String, value: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Field, list, object, string, write};
     use serde_json::{Value, json};
 
     #[test]

@@ -28,6 +28,7 @@ pub mod json;
 pub mod kv;
 pub mod lease;
 pub mod load;
+pub mod order;
 pub mod policy;
 pub mod prefix;
 pub mod pulse;

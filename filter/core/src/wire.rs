@@ -16,6 +16,7 @@ pub mod usage;
 mod admin;
 mod scalar;
 
+use crate::json::Flaw;
 use std::fmt;
 
 pub use admin::{MAX_CLUSTERS, MAX_HOSTS};
@@ -59,11 +60,11 @@ impl fmt::Display for WireError {
 
 impl std::error::Error for WireError {}
 
-impl From<serde_json::Error> for WireError {
-    fn from(error: serde_json::Error) -> WireError {
+impl From<Flaw> for WireError {
+    fn from(flaw: Flaw) -> WireError {
         WireError::Json {
-            line: error.line(),
-            column: error.column(),
+            line: flaw.line,
+            column: flaw.column,
         }
     }
 }

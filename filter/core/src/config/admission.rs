@@ -2,7 +2,7 @@
 
 use super::reader::Reader;
 use crate::admission::AdmissionOptions;
-use serde_json::Value;
+use crate::json::Value;
 
 /// A pool is rarely full for longer than it takes an engine to end one of its requests.
 const RETRY_AFTER_S: u64 = 1;

@@ -2,7 +2,7 @@
 
 use super::PoolConfig;
 use super::reader::{Reader, text};
-use serde_json::Value;
+use crate::json::Value;
 use std::ops::RangeInclusive;
 
 /// A transfer costs about a round trip and a second request in the queue; below this an engine that

@@ -4,7 +4,7 @@ use super::pool::models;
 use super::reader::{Fields, Reader, list, text};
 use super::{MAX_ENDPOINTS, MAX_LABEL_BYTES, MAX_LABELS};
 use crate::address::MAX_RANKS;
-use serde_json::Value;
+use crate::json::Value;
 use std::net::SocketAddr;
 
 /// One endpoint of a static list.

@@ -4,7 +4,7 @@ use super::header_name;
 use super::reader::{Reader, text};
 use crate::feedback::FeedbackOptions;
 use crate::fitness::HealthOptions;
-use serde_json::Value;
+use crate::json::Value;
 use std::ops::RangeInclusive;
 
 /// The name under which Istio and Envoy Gateway predefine Envoy's admin interface.

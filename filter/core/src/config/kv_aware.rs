@@ -4,8 +4,8 @@ use super::PolicyConfig;
 use super::endpoints::address;
 use super::pool::{policy, prefix};
 use super::reader::{Fields, Reader, text};
+use crate::json::Value;
 use crate::wire::MAX_NAME_BYTES;
-use serde_json::Value;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
@@ -149,7 +149,7 @@ fn instances(reader: &mut Reader, path: &str, value: &Value) -> Option<Vec<(Stri
     let legal = |name: &String| (1..=MAX_NAME_BYTES).contains(&name.len());
     let map = value
         .as_object()
-        .filter(|map| map.len() <= MAX_INSTANCES && map.keys().all(legal));
+        .filter(|map| map.len() <= MAX_INSTANCES && map.iter().all(|(name, _)| legal(name)));
     let Some(map) = map else {
         reader.error(path, value, "an object of instance: `ip:port`");
         return None;

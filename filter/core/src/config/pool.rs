@@ -7,11 +7,11 @@ use super::endpoints::{EndpointConfig, Listed, endpoints, ranks};
 use super::kv_aware::{KvAwareOptions, kv_aware};
 use super::reader::{Fields, Reader, list, text};
 use crate::admission::AdmissionOptions;
+use crate::json::Value;
 use crate::policy::cache_aware::CacheAwareOptions;
 use crate::policy::prefix::PrefixOptions;
 use crate::rate::BUCKETS;
 use crate::stats::Names;
-use serde_json::Value;
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
 

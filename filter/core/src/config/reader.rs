@@ -1,6 +1,6 @@
 //! Walks a JSON value and collects every error with its path, instead of stopping at the first.
 
-use serde_json::{Map, Value};
+use crate::json::{Map, Value};
 use std::fmt;
 use std::ops::RangeInclusive;
 
@@ -30,7 +30,7 @@ pub(super) struct Reader {
 /// The fields of one object; remembers which names were asked for.
 pub(super) struct Fields<'a> {
     path: String,
-    map: &'a Map<String, Value>,
+    map: &'a Map,
     known: Vec<&'static str>,
 }
 
@@ -129,7 +129,7 @@ impl<'a> Fields<'a> {
         name: &'static str,
         parse: impl FnOnce(&mut Reader, &str, &'a Value) -> Option<T>,
     ) -> Option<T> {
-        if !self.map.contains_key(name) {
+        if self.map.get(name).is_none() {
             reader.error(
                 &self.path(name),
                 &Value::Null,
@@ -196,10 +196,10 @@ impl<'a> Fields<'a> {
 
     /// Refuses the fields that nobody asked for.
     pub(super) fn finish(self, reader: &mut Reader) {
-        for name in self
+        for (name, _) in self
             .map
-            .keys()
-            .filter(|name| !self.known.contains(&name.as_str()))
+            .iter()
+            .filter(|(name, _)| !self.known.contains(&name.as_str()))
         {
             let want = match self.known.as_slice() {
                 [] => "nothing: there are no options".to_owned(),

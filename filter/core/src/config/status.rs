@@ -1,7 +1,7 @@
 //! Where the status page is, if it is anywhere.
 
 use super::reader::{Reader, text};
-use serde_json::Value;
+use crate::json::Value;
 
 /// The filter chain that the shipped configuration calls so.
 const FILTER_CHAIN: &str = "warmpath_status";

@@ -1,5 +1,6 @@
 use super::*;
 use crate::splice::rewrite;
+use serde_json::Value;
 use serde_json::json;
 
 fn changed(body: &str, changes: &[Change]) -> Value {

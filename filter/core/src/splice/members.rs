@@ -4,8 +4,8 @@
 //! no recursion and no stack. What another parser has accepted as a JSON object is read in the same way
 //! here; of what it has not, the answer is `None` or something harmless, never a panic.
 
+use crate::json::Value;
 use crate::scan::clean_len;
-use serde_json::Value;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -26,7 +26,7 @@ impl Member {
         let inner = quoted.get(1..quoted.len().saturating_sub(1));
         let inner = inner.unwrap_or_default();
         if inner.contains(&b'\\') {
-            return match serde_json::from_slice(quoted) {
+            return match Value::read(quoted) {
                 Ok(Value::String(name)) => Cow::Owned(name),
                 _ => Cow::Borrowed(""),
             };

@@ -1,9 +1,9 @@
 //! What the pages of Envoy's admin have in common: how clusters are named and addresses written.
 
-use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
 
 use super::scalar::Scalar;
+use crate::json::Source;
 
 /// Most clusters taken from an answer.
 pub const MAX_CLUSTERS: usize = 256;
@@ -44,35 +44,37 @@ fn percent_encode(text: &str) -> String {
     encoded
 }
 
-/// An `envoy.config.core.v3.Address`.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct AddressJson<'a> {
-    #[serde(borrow)]
-    socket_address: Option<SocketAddressJson<'a>>,
-}
-
-#[derive(Debug, Deserialize)]
-struct SocketAddressJson<'a> {
-    #[serde(borrow, default)]
-    address: Scalar<'a>,
-    #[serde(borrow, default)]
-    port_value: Scalar<'a>,
-}
-
-impl AddressJson<'_> {
-    /// The address as `upstream.address` will name it. `None` for pipes, internal listeners, names
-    /// that are not resolved and addresses with a scope, none of which a ranked list can carry.
-    pub(super) fn socket(&self) -> Option<SocketAddr> {
-        let socket = self.socket_address.as_ref()?;
-        let ip: IpAddr = socket.address.text()?.parse().ok()?;
-        let port = u16::try_from(socket.port_value.whole()?).ok()?;
-        Some(SocketAddr::new(ip, port))
-    }
+/// Reads an `envoy.config.core.v3.Address` as `upstream.address` will name it. `Some(None)` for pipes,
+/// internal listeners, names that are not resolved and addresses with a scope, none of which a ranked list
+/// can carry.
+pub(super) fn socket(source: &mut Source) -> Option<Option<SocketAddr>> {
+    let (mut address, mut port) = <(Scalar, Scalar)>::default();
+    source.object(&mut |source, name| {
+        if name != "socket_address" {
+            return source.skip();
+        }
+        if source.is_null() {
+            return Some(());
+        }
+        source.object(&mut |source, name| {
+            let field = match name {
+                "address" => &mut address,
+                "port_value" => &mut port,
+                _ => return source.skip(),
+            };
+            *field = Scalar::read(source)?;
+            Some(())
+        })
+    })?;
+    let ip: Option<IpAddr> = address.text().and_then(|ip| ip.parse().ok());
+    let port = port.whole().and_then(|port| u16::try_from(port).ok());
+    Some(ip.zip(port).map(SocketAddr::from))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::read;
 
     #[test]
     fn names_match_themselves_only() {
@@ -86,7 +88,7 @@ mod tests {
 
     #[test]
     fn only_plain_addresses_are_taken() {
-        let socket = |text: &str| serde_json::from_str::<AddressJson>(text).unwrap().socket();
+        let socket = |text: &str| read(text.as_bytes(), socket).unwrap();
         let v6 = r#"{"socket_address":{"address":"::1","port_value":80}}"#;
         assert_eq!(socket(v6), "[::1]:80".parse().ok());
         for other in [

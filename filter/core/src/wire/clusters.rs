@@ -15,7 +15,8 @@ use std::net::SocketAddr;
 
 use super::admin::{MAX_CLUSTERS, MAX_HOSTS, names_regex};
 use super::{WireError, at_most};
-use shapes::AnswerJson;
+use crate::json::read;
+use shapes::Statuses;
 
 /// One cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,8 +107,7 @@ pub fn path(names: &[&str]) -> String {
 
 /// Reads an answer. Fails when it is not JSON of that shape, or beyond a bound. One pass.
 pub fn parse(body: &[u8]) -> Result<Vec<Cluster>, WireError> {
-    let answer: AnswerJson = serde_json::from_slice(body)?;
-    let statuses = answer.cluster_statuses.unwrap_or_default();
+    let statuses = read(body, Statuses::read)?;
     at_most("clusters", statuses.found_clusters, MAX_CLUSTERS)?;
     at_most("hosts", statuses.found_hosts, MAX_HOSTS)?;
     Ok(statuses.clusters)

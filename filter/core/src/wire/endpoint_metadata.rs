@@ -8,7 +8,7 @@
 //!
 //! The health in this page is coarser than that in [`clusters`](super::clusters) and is not read.
 
-use serde_json::{Map, Value};
+use crate::json::{Map, Value};
 use std::net::{IpAddr, SocketAddr};
 
 use super::admin::{MAX_CLUSTERS, MAX_HOSTS, names_regex};
@@ -59,7 +59,7 @@ pub fn path(names: &[&str]) -> String {
 /// and the only page that is kept as a tree while it is read: it comes seldom, and typed readers of a
 /// page this deep were a twentieth of the module.
 pub fn parse(body: &[u8]) -> Result<Dump, WireError> {
-    let page: Value = serde_json::from_slice(body)?;
+    let page = Value::read(body)?;
     let mut dump = Dump::default();
     let mut found = 0;
     let page = object(Some(&page))?;
@@ -84,10 +84,8 @@ const KINDS: [&str; 2] = ["static_endpoint_configs", "dynamic_endpoint_configs"]
 /// JSON of another shape; where, nobody knows any more.
 const OTHER_SHAPE: WireError = WireError::Json { line: 1, column: 1 };
 
-type Object = Map<String, Value>;
-
 /// An object; one that is not there is an error.
-fn object(value: Option<&Value>) -> Result<&Object, WireError> {
+fn object(value: Option<&Value>) -> Result<&Map, WireError> {
     value.and_then(Value::as_object).ok_or(OTHER_SHAPE)
 }
 
@@ -101,7 +99,7 @@ fn list(value: Option<&Value>) -> Result<&[Value], WireError> {
 }
 
 /// Adds a cluster to what was found; how many endpoints it has.
-fn cluster_endpoints(assignment: &Object, dump: &mut Dump) -> Result<usize, WireError> {
+fn cluster_endpoints(assignment: &Map, dump: &mut Dump) -> Result<usize, WireError> {
     let name = assignment.get("cluster_name").and_then(Value::as_str);
     let name = name.unwrap_or_default();
     let mut found = 0;
@@ -122,9 +120,9 @@ fn cluster_endpoints(assignment: &Object, dump: &mut Dump) -> Result<usize, Wire
 
 /// An endpoint with what is written about it; `None` without an address or without metadata of ours.
 fn metadata(cluster: &str, endpoint: &Value) -> Option<EndpointMetadata> {
-    let ours = endpoint.pointer("/metadata/filter_metadata/warmpath")?;
+    let ours = endpoint.find(&["metadata", "filter_metadata", "warmpath"])?;
     let ours = ours.as_object()?;
-    let address = endpoint.pointer("/endpoint/address/socket_address")?;
+    let address = endpoint.find(&["endpoint", "address", "socket_address"])?;
     let ip: IpAddr = text(address.get("address")?)?.parse().ok()?;
     let port = number(address.get("port_value")?)?;
     if port.fract() != 0.0 || !(0.0..=f64::from(u16::MAX)).contains(&port) {
@@ -138,7 +136,7 @@ fn metadata(cluster: &str, endpoint: &Value) -> Option<EndpointMetadata> {
     };
     let models = models.iter().take(MAX_ENTRIES).filter_map(text);
     let labels = ours.get("labels").and_then(Value::as_object);
-    let labels = labels.into_iter().flatten().take(MAX_ENTRIES);
+    let labels = labels.into_iter().flat_map(Map::iter).take(MAX_ENTRIES);
     let mut labels: Vec<(String, String)> = labels
         .filter_map(|(name, value)| Some((name.clone(), label(value)?)))
         .collect();

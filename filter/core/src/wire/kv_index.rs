@@ -12,12 +12,11 @@
 //! [`MAX_NAME_BYTES`](super::MAX_NAME_BYTES). O(bytes). An answer is short, so it is read as a tree: typed
 //! readers of five of them were a tenth of the module.
 
-use serde_json::{Map, Value};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use super::{MAX_NAME_BYTES, WireError};
-use crate::json;
+use crate::json::{self, Value};
 
 /// Most overlaps and names taken from an answer; the rest is left out.
 pub const MAX_OVERLAPS: usize = 4096;
@@ -75,7 +74,7 @@ pub fn lmcache_overlaps(body: &[u8]) -> Result<Vec<Overlap>, WireError> {
         Some(Overlap {
             instance: name.clone(),
             rank: None,
-            tokens: info.get(1)?.as_u64()?,
+            tokens: info.as_array()?.get(1)?.as_u64()?,
         })
     });
     Ok(overlaps.take(MAX_OVERLAPS).collect())
@@ -115,7 +114,7 @@ pub fn dynamo_overlaps(body: &[u8]) -> Result<Vec<Overlap>, WireError> {
 /// # Errors
 /// It is not JSON of that shape.
 pub fn dynamo_workers(body: &[u8]) -> Result<Vec<(String, IpAddr)>, WireError> {
-    let workers: Value = serde_json::from_slice(body)?;
+    let workers = Value::read(body)?;
     let workers = workers.as_array().ok_or(NOT_THAT)?.iter();
     Ok(workers.filter_map(place).take(MAX_OVERLAPS).collect())
 }
@@ -124,7 +123,7 @@ pub fn dynamo_workers(body: &[u8]) -> Result<Vec<(String, IpAddr)>, WireError> {
 fn place(worker: &Value) -> Option<(String, IpAddr)> {
     let name = match worker.get("instance_id")? {
         Value::String(name) => name.clone(),
-        Value::Number(number) => number.to_string(),
+        Value::Number(_) => worker.get("instance_id")?.to_string(),
         _ => return None,
     };
     let address = |(_, endpoint): (&String, &Value)| {
@@ -142,14 +141,15 @@ const NOT_THAT: WireError = WireError::Json { line: 1, column: 1 };
 
 /// A member of an answer, which is an object.
 fn member(body: &[u8], name: &str) -> Result<Value, WireError> {
-    let mut answer: Value = serde_json::from_slice(body)?;
-    let value = answer.get_mut(name).map(Value::take);
-    value.ok_or(NOT_THAT)
+    Value::read(body)?.into_member(name).ok_or(NOT_THAT)
 }
 
 /// The members of an object that have a name; of anything else none.
 fn members(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
-    let members = value.as_object().into_iter().flat_map(Map::iter);
+    let members = value
+        .as_object()
+        .into_iter()
+        .flat_map(|members| members.iter());
     members.filter(|(name, _)| is_name(name))
 }
 

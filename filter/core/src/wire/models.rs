@@ -11,12 +11,9 @@
 //!
 //! [`MAX_NAME_BYTES`]: super::MAX_NAME_BYTES
 
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
-use std::fmt;
-
 use super::WireError;
 use super::scalar::Scalar;
+use crate::json::{Source, read};
 
 /// Most models taken from an answer; the rest is left out.
 pub const MAX_MODELS: usize = 1024;
@@ -34,65 +31,51 @@ pub struct ServedModel {
 
 /// Reads an answer. Fails when it is not JSON of that shape.
 pub fn parse(body: &[u8]) -> Result<Vec<ServedModel>, WireError> {
-    let answer: AnswerJson = serde_json::from_slice(body)?;
-    Ok(answer.data.0)
-}
-
-#[derive(Deserialize)]
-struct AnswerJson {
-    data: Models,
-}
-
-struct Models(Vec<ServedModel>);
-
-impl<'de> Deserialize<'de> for Models {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(ModelsVisitor)
-    }
-}
-
-struct ModelsVisitor;
-
-impl<'de> Visitor<'de> for ModelsVisitor {
-    type Value = Models;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of models")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Models, A::Error> {
-        let mut models = Vec::new();
-        while models.len() < MAX_MODELS {
-            match list.next_element::<ModelJson>()? {
-                Some(model) => models.extend(model.model()),
-                None => return Ok(Models(models)),
+    let models = read(body, |source| {
+        let mut models = None;
+        source.object(&mut |source, name| match name {
+            "data" => {
+                models = Some(list(source)?);
+                Some(())
             }
+            _ => source.skip(),
+        })?;
+        models
+    })?;
+    Ok(models)
+}
+
+fn list(source: &mut Source) -> Option<Vec<ServedModel>> {
+    let mut models = Vec::new();
+    source.list(&mut |source| {
+        if models.len() >= MAX_MODELS {
+            return source.skip();
         }
-        while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Models(models))
-    }
+        models.extend(model(source)?);
+        Some(())
+    })?;
+    Some(models)
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct ModelJson<'a> {
-    #[serde(borrow)]
-    id: Scalar<'a>,
-    #[serde(borrow)]
-    parent: Scalar<'a>,
-    #[serde(borrow)]
-    max_model_len: Scalar<'a>,
-}
-
-impl ModelJson<'_> {
-    fn model(&self) -> Option<ServedModel> {
-        let max_model_len = self.max_model_len.whole();
-        Some(ServedModel {
-            id: self.id.name()?,
-            parent: self.parent.name(),
-            max_model_len: max_model_len.and_then(|tokens| u32::try_from(tokens).ok()),
-        })
-    }
+/// An entry, which may be without a usable name.
+fn model(source: &mut Source) -> Option<Option<ServedModel>> {
+    let (mut id, mut parent, mut length) = Default::default();
+    source.object(&mut |source, name| {
+        let field = match name {
+            "id" => &mut id,
+            "parent" => &mut parent,
+            "max_model_len" => &mut length,
+            _ => return source.skip(),
+        };
+        *field = Scalar::read(source)?;
+        Some(())
+    })?;
+    let max_model_len = length.whole();
+    Some(id.name().map(|id| ServedModel {
+        id,
+        parent: parent.name(),
+        max_model_len: max_model_len.and_then(|tokens| u32::try_from(tokens).ok()),
+    }))
 }
 
 #[cfg(test)]

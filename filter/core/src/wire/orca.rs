@@ -9,7 +9,7 @@
 //! assert_eq!(load.and_then(|load| load.waiting), Some(2));
 //! ```
 
-use serde_json::Value;
+use crate::json::Value;
 
 /// The request header that asks for it.
 pub const REQUEST_HEADER: &str = "endpoint-load-metrics-format";
@@ -43,8 +43,8 @@ pub fn parse(value: &[u8]) -> Option<OrcaLoad> {
         }
     } else if format.eq_ignore_ascii_case("JSON") {
         // As a tree, as the configuration: the module grows by less than with a shape of its own.
-        let report: Value = serde_json::from_slice(report.as_bytes()).ok()?;
-        for (name, number) in report.get("named_metrics")?.as_object()? {
+        let report = Value::read(report.as_bytes()).ok()?;
+        for (name, number) in report.get("named_metrics")?.as_object()?.iter() {
             let in_quotes = || number.as_str()?.trim().parse().ok();
             load.set(name, number.as_f64().or_else(in_quotes));
         }

@@ -3,11 +3,10 @@
 //! Engines and people write `null`, `"2"` or `[]` where a number is meant. One such value must not
 //! cost us the rest of an answer. Nothing nested is kept.
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
-use std::fmt;
 
 use super::MAX_NAME_BYTES;
+use crate::json::{Source, Token};
 
 /// A text, whole number or flag; `Other` for everything else.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,6 +19,20 @@ pub(super) enum Scalar<'a> {
 }
 
 impl<'a> Scalar<'a> {
+    /// Reads the next value.
+    pub(super) fn read(source: &mut Source<'a>) -> Option<Scalar<'a>> {
+        Some(match source.token()? {
+            Token::Text(text) => Self::Text(text),
+            Token::Number(digits) => digits.parse().map_or(Self::Other, Self::Whole),
+            Token::Flag(flag) => Self::Flag(flag),
+            Token::Null => Self::Other,
+            Token::List | Token::Object => {
+                source.skip()?;
+                Self::Other
+            }
+        })
+    }
+
     /// A non-empty text of bounded length.
     pub(super) fn text(&self) -> Option<&str> {
         match self {
@@ -48,68 +61,22 @@ impl<'a> Scalar<'a> {
     }
 }
 
-struct Any;
-
-impl<'de> Visitor<'de> for Any {
-    type Value = Scalar<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
-    }
-
-    fn visit_bool<E>(self, flag: bool) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Flag(flag))
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Other)
-    }
-
-    fn visit_u64<E>(self, number: u64) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Whole(number))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Other)
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Text(Cow::Owned(text.to_owned())))
-    }
-
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Text(Cow::Borrowed(text)))
-    }
-
-    fn visit_unit<E>(self) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Other)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Scalar<'de>, A::Error> {
-        while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Scalar::Other)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Scalar<'de>, A::Error> {
-        while object.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Scalar::Other)
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Scalar<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Any)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::read;
 
     #[test]
     fn other_forms_are_read_over() {
-        let list: Vec<Scalar> =
-            serde_json::from_str(r#"["a",1,null,["b"],{"c":2},-1,true,1.5]"#).unwrap();
+        let mut list = Vec::new();
+        let json = br#"["a",1,null,["b"],{"c":2},-1,true,1.5]"#;
+        let whole = read(json, |source| {
+            source.list(&mut |source| {
+                list.push(Scalar::read(source)?);
+                Some(())
+            })
+        });
+        assert_eq!((whole, list.len()), (Ok(()), 8));
         assert_eq!(list[0].text(), Some("a"));
         assert_eq!(list[1].whole(), Some(1));
         assert!(list[6].is_true());

@@ -9,28 +9,44 @@
 //! assert_eq!(tokens, Ok(vec![7, 9]));
 //! ```
 
-use serde::Deserialize;
-
 use super::{WireError, at_most};
+use crate::json::{Source, Token, read};
 
 /// Most tokens of a prompt. No model reads more.
 pub const MAX_TOKENS: usize = 1 << 20;
 /// Longest answer that can be of use: ten digits and a comma for each token, and the rest of it.
 pub const MAX_BYTES: usize = 12 << 20;
 
-#[derive(Deserialize)]
-struct AnswerJson {
-    tokens: Vec<u32>,
-}
-
 /// Reads an answer.
 ///
 /// # Errors
 /// It is not JSON of that shape, or there are more tokens than we take.
 pub fn parse(body: &[u8]) -> Result<Vec<u32>, WireError> {
-    let answer: AnswerJson = serde_json::from_slice(body)?;
-    at_most("tokens", answer.tokens.len(), MAX_TOKENS)?;
-    Ok(answer.tokens)
+    let tokens = read(body, |source| {
+        let mut tokens = None;
+        source.object(&mut |source, name| match name {
+            "tokens" => {
+                tokens = Some(list(source)?);
+                Some(())
+            }
+            _ => source.skip(),
+        })?;
+        tokens
+    })?;
+    at_most("tokens", tokens.len(), MAX_TOKENS)?;
+    Ok(tokens)
+}
+
+fn list(source: &mut Source) -> Option<Vec<u32>> {
+    let mut tokens = Vec::new();
+    source.list(&mut |source| match source.token()? {
+        Token::Number(digits) => {
+            tokens.push(digits.parse().ok()?);
+            Some(())
+        }
+        _ => None,
+    })?;
+    Some(tokens)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The figures in a `usage` object, under the names that each API gives them.
 
-use serde_json::Value;
+use crate::json::Value;
 
 /// Token counts of an answer, as the engine reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,15 +18,15 @@ pub struct Usage {
 impl Usage {
     /// Reads a `usage` object; `None` when none of the figures is in it.
     pub(super) fn parse(object: &[u8]) -> Option<Usage> {
-        // A tree is already in the module, for the configuration, and a shape of its own costs more.
-        let json: Value = serde_json::from_slice(object).ok()?;
-        let count = |pointer| json.pointer(pointer).and_then(whole);
+        const CACHED: &str = "cached_tokens";
+        let json = Value::read(object).ok()?;
+        let count = |names: &[&str]| json.find(names).and_then(whole);
         let usage = Usage {
-            prompt_tokens: count("/prompt_tokens").or_else(|| count("/input_tokens")),
-            completion_tokens: count("/completion_tokens").or_else(|| count("/output_tokens")),
-            cached_tokens: count("/prompt_tokens_details/cached_tokens")
-                .or_else(|| count("/input_tokens_details/cached_tokens"))
-                .or_else(|| count("/cache_read_input_tokens")),
+            prompt_tokens: count(&["prompt_tokens"]).or_else(|| count(&["input_tokens"])),
+            completion_tokens: count(&["completion_tokens"]).or_else(|| count(&["output_tokens"])),
+            cached_tokens: count(&["prompt_tokens_details", CACHED])
+                .or_else(|| count(&["input_tokens_details", CACHED]))
+                .or_else(|| count(&["cache_read_input_tokens"])),
         };
         (usage != Usage::default()).then_some(usage)
     }
