@@ -2,14 +2,17 @@
 
 use clap::{Parser, Subcommand};
 
+mod archive;
 mod bench;
 mod browser;
+mod digest;
 mod drill;
 mod dynamo;
 mod e2e;
 mod engine;
 mod envoy;
 mod handover;
+mod image;
 mod lmcache;
 mod matrix;
 mod microbench;
@@ -17,6 +20,7 @@ mod migrate;
 mod model;
 mod module;
 mod overload;
+mod release;
 mod replay;
 mod sbom;
 mod sim;
@@ -52,6 +56,12 @@ enum Command {
     Module(module::Args),
     /// Write what a built wasm module is made of, as CycloneDX.
     Sbom(sbom::Args),
+    /// Write the module as an OCI image, in the forms that Istio and Envoy Gateway fetch.
+    Image(image::Args),
+    /// Push the image to a real registry with a real tool, and fetch it again.
+    ImageRegistryTest(image::TrialArgs),
+    /// Fill a folder with all that is published of a version.
+    Release(release::Args),
     /// Measure what routing costs, beside a bare Envoy and other routers.
     Bench(bench::Args),
     /// Measure what a prefill on another engine costs beside its two calls.
@@ -87,6 +97,9 @@ fn main() -> anyhow::Result<()> {
         Command::StatusMock(args) => browser::run_mock(args),
         Command::Module(args) => module::run(args),
         Command::Sbom(args) => sbom::run(args),
+        Command::Image(args) => image::run(args),
+        Command::ImageRegistryTest(args) => image::run_trial(args),
+        Command::Release(args) => release::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Handover(args) => handover::run(args),
         Command::Microbench(args) => microbench::run(args),

@@ -10,7 +10,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+
+use crate::digest::sha256;
 
 const PACKAGE: &str = "warmpath";
 const PLATFORM: &str = "wasm32-unknown-unknown";
@@ -30,14 +31,20 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let module = std::fs::read(&args.module);
     let module = module.with_context(|| format!("reading {}", args.module.display()))?;
-    let links = Links::of_module(Path::new("."))?;
-    let lock = std::fs::read_to_string("Cargo.lock").context("reading Cargo.lock")?;
-    let compiler = output_of(Command::new("rustc").arg("--version"))?;
-    let document = document(&links, &checksums(&lock), compiler.trim(), &module)?;
-    let text = format!("{}\n", serde_json::to_string_pretty(&document)?);
+    let (text, crates) = of_module(Path::new("."), &module)?;
     std::fs::write(&args.out, text).with_context(|| format!("writing {}", args.out.display()))?;
-    println!("{}: {} crates", args.out.display(), links.crates.len());
+    println!("{}: {crates} crates", args.out.display());
     Ok(())
+}
+
+/// The document of a module that was built from the sources below `root`, and how many crates it names.
+pub fn of_module(root: &Path, module: &[u8]) -> anyhow::Result<(String, usize)> {
+    let links = Links::of_module(root)?;
+    let lock = std::fs::read_to_string(root.join("Cargo.lock")).context("reading Cargo.lock")?;
+    let compiler = output_of(Command::new("rustc").arg("--version").current_dir(root))?;
+    let document = document(&links, &checksums(&lock), compiler.trim(), module)?;
+    let text = format!("{}\n", serde_json::to_string_pretty(&document)?);
+    Ok((text, links.crates.len()))
 }
 
 /// A crate in one version, by which all maps here are keyed.
@@ -117,7 +124,7 @@ fn document(
     compiler: &str,
     module: &[u8],
 ) -> anyhow::Result<Value> {
-    let sum = hex(&Sha256::digest(module));
+    let sum = sha256(module);
     let own = component("application", &links.root, links, Some(&sum))?;
     let others = links.crates.keys().filter(|&id| *id != links.root);
     let others = others.map(|id| component("library", id, links, checksums.get(id)));
@@ -156,10 +163,6 @@ fn component(kind: &str, id: &Id, links: &Links, sum: Option<&String>) -> anyhow
 
 fn purl((name, version): &Id) -> String {
     format!("pkg:cargo/{name}@{version}")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn output_of(command: &mut Command) -> anyhow::Result<String> {
