@@ -50,6 +50,12 @@ INDEXER        := $(TOOLS)/dynamo-$(DYNAMO_VERSION)/bin/python
 # Debian's package, unpacked and not installed, if there is none.
 PROMTOOL ?= $(or $(shell command -v promtool),$(TOOLS)/prometheus/usr/bin/promtool)
 
+# The same.
+SKOPEO   ?= $(or $(shell command -v skopeo),$(TOOLS)/registry/usr/bin/skopeo)
+REGISTRY ?= $(or $(shell command -v docker-registry),$(TOOLS)/registry/usr/bin/docker-registry)
+
+REPOSITORY ?= registry.example/warmpath
+
 COMMA := ,
 SPACE := $(subst ,, )
 STEP = @printf '\n\033[1m== %s\033[0m\n'
@@ -107,7 +113,7 @@ wasm-test: $(RUST) $(BINDGEN) $(NODE) ## Run the core's golden tests as wasm, in
 .PHONY: validate-all
 validate-all: $(ENVOY) module ## Let Envoy load every configuration of envoy/
 	$(STEP) 'configurations, loaded by Envoy'
-	@for config in $$(find envoy -name '*.yaml' -not -path 'envoy/dashboards/*' | sort); do $(call validate,$$config); done
+	@for config in $$(grep -rl --include='*.yaml' '^static_resources:' envoy | sort); do $(call validate,$$config); done
 
 # Tests parse every expression of alerts and dashboard; Prometheus's own tool has the last word. Where it
 # cannot be had, that is said.
@@ -210,6 +216,24 @@ sbom: module testbed ## Write dist/warmpath.cdx.json: the crates that the module
 	@mkdir -p dist
 	@$(TESTBED) sbom --module $(MODULE) --out dist/warmpath.cdx.json
 
+# What is printed is the reference that manifests name; REPOSITORY says where it will be pushed to.
+.PHONY: image
+image: module testbed ## Write dist/image, the module as an OCI image for Istio and Envoy Gateway; REPOSITORY=registry/name
+	@$(TESTBED) image --module $(MODULE) --out dist/image --repository $(REPOSITORY)
+
+# Not part of `test`, which has a registry of its own: it fetches 10 MB. Where the tools cannot be had, that is said.
+.PHONY: image-registry-test
+image-registry-test: module testbed ## Push the image to Docker's registry with skopeo, on loopback, and fetch it again
+	$(STEP) "the image in Docker's registry, pushed by skopeo"
+	@$(MAKE) --silent $(SKOPEO) $(REGISTRY) || { echo 'NOT TESTED: install skopeo and docker-registry, or set SKOPEO and REGISTRY' >&2; exit 0; }; \
+	LD_LIBRARY_PATH="$(abspath $(TOOLS))/registry/usr/lib/$$(uname -m)-linux-gnu" \
+		$(TESTBED) image-registry-test --module $(MODULE) --skopeo $(SKOPEO) --registry $(REGISTRY)
+
+.PHONY: release
+release: module testbed ## Fill dist/ with all that is published of a version: module, sums, image, schema, dashboards, manifests, SBOM
+	@rm -rf dist
+	@$(TESTBED) release --module $(MODULE) --out dist
+
 .PHONY: microbench
 microbench: $(ENVOY) cases testbed ## Time the core's functions natively and inside Envoy's V8; ARGS='--case prefix'
 	@$(TESTBED) microbench --envoy $(ENVOY) --module $(CASES) $(ARGS)
@@ -298,6 +322,13 @@ $(TOOLS)/prometheus/usr/bin/promtool:
 	@echo 'fetching promtool'
 	@rm -rf $(TOOLS)/prometheus && mkdir -p $(TOOLS)/prometheus
 	@cd $(TOOLS)/prometheus && apt-get download --quiet=2 prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb
+
+# With the libraries that a slim system may not have.
+$(TOOLS)/registry/usr/bin/%:
+	@echo 'fetching $*'
+	@mkdir -p $(TOOLS)/registry
+	@cd $(TOOLS)/registry && apt-get download --quiet=2 $* $(if $(filter skopeo,$*),libgpgme11 libassuan0) && \
+		for package in *.deb; do dpkg-deb -x "$$package" . && rm "$$package"; done
 
 # Where things lie on this machine is no part of a module: the same sources give the same bytes in any
 # folder. Flags of the environment would take the place of ours.

@@ -14,6 +14,7 @@ pub(crate) mod client;
 pub(crate) mod conversation;
 mod counters;
 mod disaggregation;
+pub(crate) mod ecds;
 mod failures;
 mod feedback;
 mod fleet;
@@ -168,6 +169,7 @@ fn cases() -> Vec<Case> {
         worked::cases(),
         hostile::cases(),
         disaggregation::cases(),
+        ecds::cases(),
     ]
     .into_iter()
     .flatten()

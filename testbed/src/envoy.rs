@@ -4,6 +4,7 @@
 //! Its configuration and its log live in a folder of its own that goes with it.
 
 pub mod bootstrap;
+mod discovery;
 pub mod files;
 pub mod port;
 pub mod shipped;
@@ -86,6 +87,14 @@ impl Envoy {
         let url = format!("http://{}{path}", self.admin);
         let answer = self.client.get(&url).send().await?.error_for_status()?;
         Ok(answer.text().await?)
+    }
+
+    /// A counter or gauge of Envoy itself; 0 if there is none.
+    pub async fn stat(&self, name: &str) -> anyhow::Result<u64> {
+        let path = format!("/stats?filter=^{}$", name.replace('.', "\\."));
+        let page = self.admin_get(&path).await?;
+        let values = page.lines().filter_map(|line| line.split_once(": "));
+        Ok(values.filter_map(|(_, it)| it.parse::<u64>().ok()).sum())
     }
 
     /// Everything Envoy and the module have logged so far.

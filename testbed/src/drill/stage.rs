@@ -211,10 +211,7 @@ impl<'a> Stage<'a> {
 
     /// One of Envoy's own statistics; 0 if there is none of this name.
     pub(super) async fn envoys(&self, name: &str) -> anyhow::Result<u64> {
-        let path = format!("/stats?filter=^{}$", name.replace('.', "\\."));
-        let page = self.stack.envoy()?.admin_get(&path).await?;
-        let values = page.lines().filter_map(|line| line.split_once(": "));
-        Ok(values.filter_map(|(_, it)| it.parse::<u64>().ok()).sum())
+        self.stack.envoy()?.stat(name).await
     }
 
     /// What the status page says.

@@ -200,6 +200,11 @@ impl<'a> Stack<'a> {
         self.bootstrap.write_filter()
     }
 
+    /// The configuration as it was last given to Envoy.
+    pub fn bootstrap(&self) -> &Bootstrap {
+        &self.bootstrap
+    }
+
     async fn start_envoy(&mut self) -> anyhow::Result<()> {
         let launch = Launch {
             binary: self.context.setting.envoy.clone(),

@@ -4,6 +4,7 @@
 //! engines' addresses are known only once they run.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
@@ -58,6 +59,16 @@ impl StackSpec {
             plugin: Vec::new(),
             bootstrap: Vec::new(),
         }
+    }
+
+    /// As shipped for a filter that Envoy reads from a file: from this one, which is written before Envoy
+    /// starts.
+    pub fn discovered(file: PathBuf) -> Self {
+        let spec = Self {
+            file: Some("ecds/envoy.yaml"),
+            ..Self::shipped()
+        };
+        spec.bootstrap(move |bootstrap| bootstrap.read_filter_from(&file))
     }
 
     /// As shipped for disaggregation but for active health checks: pool `llama-prefill` with 2 engines

@@ -10,11 +10,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{Map, Value, json};
 
+use super::discovery::{self, is_plugin};
 use super::files;
 
 const LISTENER_TYPE: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
-const FILTER_TYPE: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
-const WASM_TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
+pub(super) const FILTER_TYPE: &str =
+    "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
+pub(super) const WASM_TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
 
 /// The listener of the status page.
 const STATUS_LISTENER: &str = "warmpath_status";
@@ -27,19 +29,25 @@ pub struct Bootstrap {
     listeners: Option<PathBuf>,
     /// Where Envoy reads the wasm filter from, if not from here.
     filter: Option<PathBuf>,
+    /// How the configuration asked for it, if it is not in it.
+    discovery: Option<Value>,
 }
 
 impl Bootstrap {
-    /// Reads a YAML or JSON file. Fails if it cannot be read or parsed.
+    /// Reads a YAML or JSON file, and the filter if that is in a file beside it. Fails if one cannot be
+    /// read or parsed.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("reading the Envoy configuration {}", path.display()))?;
-        let tree = serde_yaml_ng::from_str(&text)
+        let mut tree = serde_yaml_ng::from_str(&text)
             .with_context(|| format!("parsing the Envoy configuration {}", path.display()))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let discovery = discovery::put_in(&mut tree, folder)?;
         Ok(Self {
             tree,
             listeners: None,
             filter: None,
+            discovery,
         })
     }
 
@@ -47,7 +55,10 @@ impl Bootstrap {
     pub fn text(&self) -> String {
         let mut tree = self.tree.clone();
         if let Some(file) = &self.filter {
-            for_each_object(&mut tree, &mut |object| discover(object, file));
+            let words = self.discovery.as_ref();
+            for_each_object(&mut tree, &mut |object| {
+                discovery::take_out(object, words, file);
+            });
         }
         if let (Some(file), Some(tree)) = (&self.listeners, tree.as_object_mut()) {
             if let Some(resources) = tree.get_mut("static_resources") {
@@ -351,26 +362,12 @@ fn wasm_config_mut(object: &mut Map<String, Value>) -> Option<&mut Value> {
     object.get_mut("config")
 }
 
-/// Whether it is a wasm filter of a connection manager.
-fn is_plugin(object: &Map<String, Value>) -> bool {
-    let kind = object.get("typed_config").and_then(|it| it.get("@type"));
-    kind.and_then(Value::as_str) == Some(WASM_TYPE)
-}
-
-/// Names a file instead, if it is a wasm filter.
-fn discover(object: &mut Map<String, Value>, file: &Path) {
-    if is_plugin(object) {
-        object.remove("typed_config");
-        let discovery = json!({"config_source": files::source(file), "type_urls": [WASM_TYPE]});
-        object.insert("config_discovery".to_owned(), discovery);
-    }
-}
-
 fn plugin_text_mut(object: &mut Map<String, Value>) -> Option<&mut Value> {
     wasm_config_mut(object)?.pointer_mut("/configuration/value")
 }
 
-fn for_each_object(tree: &mut Value, visit: &mut dyn FnMut(&mut Map<String, Value>)) {
+/// Shows every object of a tree to `visit`, from the outermost inwards.
+pub(super) fn for_each_object(tree: &mut Value, visit: &mut dyn FnMut(&mut Map<String, Value>)) {
     match tree {
         Value::Object(object) => {
             visit(object);

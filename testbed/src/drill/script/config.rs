@@ -3,14 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use serde_json::json;
-
 use super::{Scene, Struck};
 use crate::bench::corpus::MODEL;
 use crate::drill::stage::{ENGINES, POOL, Stage, until};
-use crate::e2e::client::{Call, Transport};
-use crate::e2e::harness::pool_mut;
+use crate::e2e::ecds::{serves, set_alias};
 use crate::envoy::files::write_endpoints;
 
 /// Changes of the configuration.
@@ -55,7 +51,7 @@ pub(super) async fn bad_reloads<'a>(scene: Scene<'_, '_>) -> anyhow::Result<Stru
         write_bad(stage, &good, number)?;
         until("it is refused", async || Ok(refused(stage).await? > before)).await?;
         load.more(plan.requests / RELOADS as u64).await?;
-        if !serves(stage, "last-good").await? {
+        if !serves(&stage.stack, "last-good").await? {
             struck.missed.push(format!(
                 "the last good one does not serve after bad one {number}"
             ));
@@ -67,24 +63,13 @@ pub(super) async fn bad_reloads<'a>(scene: Scene<'_, '_>) -> anyhow::Result<Stru
 
 /// Gives the filter a configuration in which the model has this alias, and waits until it counts.
 async fn reload(stage: &mut Stage<'_>, alias: &str) -> anyhow::Result<()> {
-    stage.stack.change_filter(|bootstrap| {
-        let mut plugin = bootstrap.plugin()?;
-        let pool = pool_mut(&mut plugin, POOL).context("no pool")?;
-        pool.insert("aliases".to_owned(), json!({alias: MODEL}));
-        bootstrap.set_plugin_text(&plugin.to_string());
-        Ok(())
-    })?;
+    set_alias(&mut stage.stack, POOL, alias, MODEL)?;
     let stage = &*stage;
     until("the new configuration serves", async || {
-        serves(stage, alias).await
+        serves(&stage.stack, alias).await
     })
     .await?;
     Ok(())
-}
-
-async fn serves(stage: &Stage<'_>, alias: &str) -> anyhow::Result<bool> {
-    let call = Call::chat(alias, "hello").over(Transport::Http1NewConnection);
-    Ok(stage.stack.send(call).await?.status == 200)
 }
 
 /// Puts something in the place of the filter's configuration that is none; each time another.
