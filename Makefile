@@ -110,18 +110,20 @@ wasm-test: $(RUST) $(BINDGEN) $(NODE) ## Run the core's golden tests as wasm, in
 	PATH="$(abspath $(dir $(BINDGEN))):$$PATH:$(abspath $(dir $(NODE)))" \
 		cargo test --locked -p warmpath-core --target $(WASM) --test wasm
 
+# That of Docker Compose names files of a container; tests hold it to static.yaml.
 .PHONY: validate-all
 validate-all: $(ENVOY) module ## Let Envoy load every configuration of envoy/
 	$(STEP) 'configurations, loaded by Envoy'
-	@for config in $$(grep -rl --include='*.yaml' '^static_resources:' envoy | sort); do $(call validate,$$config); done
+	@for config in $$(grep -rl --include='*.yaml' '^static_resources:' envoy | grep -v ^envoy/compose/ | sort); do $(call validate,$$config); done
 
 # Tests parse every expression of alerts and dashboard; Prometheus's own tool has the last word. Where it
 # cannot be had, that is said.
 .PHONY: rules
-rules: ## Let promtool check the alerts
-	$(STEP) 'alerts, read by promtool'
+rules: ## Let promtool check the alerts and the scrape configuration
+	$(STEP) 'alerts and scrapes, read by promtool'
 	@$(MAKE) --silent $(PROMTOOL) || { echo 'NOT CHECKED: install promtool, or set PROMTOOL' >&2; exit 0; }; \
-	$(PROMTOOL) check rules envoy/dashboards/alerts.yaml
+	$(PROMTOOL) check rules envoy/dashboards/alerts.yaml; \
+	$(PROMTOOL) check config --syntax-only envoy/compose/prometheus.yaml
 
 .PHONY: e2e
 e2e: $(ENVOY) module trap testbed ## Drive a real Envoy; CONCURRENCY=1,2 worker threads, ARGS='part of a test name'

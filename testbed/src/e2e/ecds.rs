@@ -150,8 +150,8 @@ async fn ask_on(client: Client, tally: Arc<Tally>) {
 
 async fn fifty_changes_under_load_lose_no_request(context: &Context) -> anyhow::Result<()> {
     let (mut stack, _folder) = start(context).await?;
-    let reloads = format!("{DISCOVERY}.config_reload");
-    let before = stack.envoy()?.stat(&reloads).await?;
+    let changes = format!("{DISCOVERY}.update_success");
+    let before = stack.envoy()?.stat(&changes).await?;
     let tally: Arc<Tally> = Arc::default();
     let mut clients = JoinSet::new();
     for _ in 0..CLIENTS {
@@ -177,7 +177,7 @@ async fn fifty_changes_under_load_lose_no_request(context: &Context) -> anyhow::
     let answered = tally.answered.load(Ordering::Relaxed);
     ensure!(failed.is_empty(), "{} failed: {failed:?}", failed.len());
     ensure!(answered >= CHANGES * BETWEEN, "only {answered} requests");
-    let applied = stack.envoy()?.stat(&reloads).await? - before;
+    let applied = stack.envoy()?.stat(&changes).await? - before;
     ensure!(applied >= CHANGES, "only {applied} changes");
     Ok(())
 }

@@ -11,12 +11,14 @@
 )]
 
 mod breakers;
+mod compose;
 mod engines;
 mod example;
 mod metrics;
 mod options;
 mod pages;
 mod prompts;
+mod release;
 mod schema;
 mod state;
 mod supply;
