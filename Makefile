@@ -56,6 +56,9 @@ REGISTRY ?= $(or $(shell command -v docker-registry),$(TOOLS)/registry/usr/bin/d
 
 REPOSITORY ?= registry.example/warmpath
 
+# Configs name the module by the path it has where they are deployed; Envoy loads the one just built.
+VALIDATE = $(TESTBED) validate --envoy $(ENVOY) --module $(MODULE)
+
 COMMA := ,
 SPACE := $(subst ,, )
 STEP = @printf '\n\033[1m== %s\033[0m\n'
@@ -76,8 +79,8 @@ reproducible: $(RUST) ## Build the module twice, in different folders, and compa
 	@$(reproduce)
 
 .PHONY: validate
-validate: $(if $(CONFIG),,config-missing) $(ENVOY) module ## Let Envoy load CONFIG=FILE, the module and its configuration included
-	@$(call validate,$(CONFIG))
+validate: $(if $(CONFIG),,config-missing) $(ENVOY) module testbed ## Check CONFIG=FILE: a plugin configuration, Envoy's, or manifests; Envoy loads what it can; ARGS='--strict --json'
+	@$(VALIDATE) $(ARGS) $(CONFIG)
 
 .PHONY: migrate
 migrate: testbed ## Print an Envoy configuration for another router's command line; ARGS='-- vllm-router --worker-urls ...'
@@ -112,9 +115,9 @@ wasm-test: $(RUST) $(BINDGEN) $(NODE) ## Run the core's golden tests as wasm, in
 
 # That of Docker Compose names files of a container; tests hold it to static.yaml.
 .PHONY: validate-all
-validate-all: $(ENVOY) module ## Let Envoy load every configuration of envoy/
+validate-all: $(ENVOY) module testbed ## Check every configuration and manifest of envoy/, and let Envoy load what it can
 	$(STEP) 'configurations, loaded by Envoy'
-	@for config in $$(grep -rl --include='*.yaml' '^static_resources:' envoy | grep -v ^envoy/compose/ | sort); do $(call validate,$$config); done
+	@$(VALIDATE) --strict $$(find envoy -name '*.yaml' -not -path 'envoy/dashboards/*' -not -path 'envoy/compose/*' | sort)
 
 # Tests parse every expression of alerts and dashboard; Prometheus's own tool has the last word. Where it
 # cannot be had, that is said.
@@ -361,13 +364,4 @@ define reproduce
     echo 'the two builds differ' >&2; exit 1; \
   fi; \
   echo 'the same bytes twice' )
-endef
-
-# Envoy runs the module's own configuration check too. Configs name the module by the path it has
-# where they are deployed; here it is the one just built.
-define validate
-( dir=$$(mktemp -d); trap 'rm -r "$$dir"' EXIT; \
-  sed -E 's|filename: [^ }]*warmpath\.wasm|filename: $(MODULE)|' $(1) > "$$dir/config.yaml"; \
-  $(ENVOY) --mode validate -l warn -c "$$dir/config.yaml" >/dev/null; \
-  echo "$(1): OK" )
 endef

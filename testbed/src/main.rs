@@ -19,6 +19,7 @@ mod microbench;
 mod migrate;
 mod model;
 mod module;
+mod nearest;
 mod overload;
 mod release;
 mod replay;
@@ -27,6 +28,7 @@ mod sim;
 mod soak;
 mod trace;
 mod up;
+mod validate;
 mod vllm;
 
 #[derive(Parser)]
@@ -78,6 +80,8 @@ enum Command {
     Soak(soak::Args),
     /// Print an Envoy configuration for the command line of another router.
     Migrate(migrate::Args),
+    /// Check plugin configurations, by themselves or inside Envoy configurations and manifests.
+    Validate(validate::Args),
     /// Show on real vLLM engines what warmpath learns of them and how it routes.
     Vllm(vllm::Args),
     /// Route by what NVIDIA Dynamo's own KV indexer says, and compare with what the engines say.
@@ -108,6 +112,7 @@ fn main() -> anyhow::Result<()> {
         Command::Overload(args) => overload::run(args),
         Command::Soak(args) => soak::run(args),
         Command::Migrate(args) => migrate::run(args),
+        Command::Validate(args) => validate::run(args),
         Command::Vllm(args) => vllm::run(args),
         Command::KvIndex(args) => dynamo::run(args),
         Command::Trace(args) => trace::run(args),

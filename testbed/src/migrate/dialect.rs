@@ -6,6 +6,7 @@
 use anyhow::{anyhow, bail};
 
 use super::flag::{Flag, dynamo, production_stack, vllm_router};
+use crate::nearest::nearest;
 
 /// A router that one may come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -163,10 +164,9 @@ fn nobodys(strange: Option<&str>) -> anyhow::Error {
     };
     let known = Dialect::ALL.into_iter().flat_map(|dialect| {
         let names = dialect.names();
-        names.map(move |name| (strsim::jaro_winkler(strange, name), name, dialect))
+        names.map(move |name| (name, dialect))
     });
-    let nearest = known.max_by(|left, right| left.0.total_cmp(&right.0));
-    let nearest = nearest.map_or(String::new(), |(_, name, dialect)| {
+    let nearest = nearest(strange, known).map_or(String::new(), |(_, name, dialect)| {
         format!("; the nearest is --{name} of {}", dialect.project())
     });
     anyhow!("no router has a flag --{strange}{nearest}")

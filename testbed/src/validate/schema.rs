@@ -19,6 +19,19 @@ pub fn options(schema: &Value) -> BTreeMap<String, Map<String, Value>> {
     walk.found
 }
 
+/// The option that the path of an error is about: `pools[].name` for `config.pools[3].name`.
+pub fn option_of(path: &str) -> String {
+    let path = path.strip_prefix("config").unwrap_or(path);
+    let mut option = String::new();
+    for part in path.strip_prefix('.').unwrap_or(path).split('[') {
+        match part.split_once(']') {
+            Some((_, rest)) => option = format!("{option}[]{rest}"),
+            None => option.push_str(part),
+        }
+    }
+    option
+}
+
 struct Walk<'a> {
     schema: &'a Value,
     found: BTreeMap<String, Map<String, Value>>,

@@ -10,10 +10,12 @@
     reason = "a panic is a failed test"
 )]
 
+mod agreement;
 mod breakers;
 mod compose;
 mod engines;
 mod example;
+mod examples;
 mod metrics;
 mod options;
 mod pages;
@@ -57,58 +59,6 @@ fn reasons() -> Vec<String> {
     let arms = source.split("Reason::").skip(1);
     let names = arms.filter_map(|arm| arm.split_once(" => \"")?.1.split('"').next());
     names.map(str::to_owned).collect()
-}
-
-/// The plugin configuration of every wasm filter within a part of an Envoy configuration.
-fn plugins(value: &Value, found: &mut Vec<String>) {
-    let text = value.pointer("/config/configuration/value");
-    found.extend(text.and_then(Value::as_str).map(str::to_owned));
-    match value {
-        Value::Object(map) => map.values().for_each(|value| plugins(value, found)),
-        Value::Array(items) => items.iter().for_each(|value| plugins(value, found)),
-        _ => {}
-    }
-}
-
-#[test]
-fn every_configuration_is_accepted_or_refused_as_printed() {
-    let mut seen = 0;
-    for page in pages() {
-        let printed = page.code("text").concat();
-        for config in page.json() {
-            if config.get("pools").is_none() {
-                continue;
-            }
-            seen += 1;
-            let errors = errors(&config);
-            let lines = errors.iter().map(|error| format!("refused: {error}\n"));
-            let lines: String = lines.collect();
-            assert!(
-                lines.is_empty() || printed.contains(&lines),
-                "{}: a configuration gets errors that the page does not print:\n{lines}",
-                page.path.display()
-            );
-        }
-    }
-    assert!(seen >= 4, "only {seen} configurations found");
-}
-
-#[test]
-fn configurations_inside_envoys_are_accepted() {
-    let mut texts = vec![std::fs::read_to_string(root().join("envoy/static.yaml")).unwrap()];
-    texts.extend(pages().iter().flat_map(|page| page.code("yaml")));
-    let mut found = Vec::new();
-    for text in texts {
-        plugins(&serde_yaml_ng::from_str(&text).expect(&text), &mut found);
-    }
-    assert!(
-        found.len() >= 2,
-        "envoy/static.yaml and README have one each"
-    );
-    for text in found {
-        let config = Config::parse(text.as_bytes());
-        assert!(config.is_ok(), "{config:?} in {text}");
-    }
 }
 
 #[test]

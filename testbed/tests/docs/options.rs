@@ -10,6 +10,7 @@ use warmpath_core::Config;
 use warmpath_core::config::ConfigError;
 
 use crate::pages::page;
+use crate::schema::read::option_of;
 
 /// Options whose choices are those of another: documented once.
 const SAME_AS: [(&str, &str); 2] = [
@@ -134,15 +135,9 @@ fn names(config: &Value, path: &str) -> Option<Vec<String>> {
     Some(names.map(str::to_owned).collect())
 }
 
+/// The path by which the docs name an option.
 pub fn documented(path: &str) -> String {
-    let path = path.strip_prefix("config").unwrap_or(path);
-    let mut short = String::new();
-    for part in path.strip_prefix('.').unwrap_or(path).split('[') {
-        match part.split_once(']') {
-            Some((_, rest)) => short = format!("{short}[]{rest}"),
-            None => short.push_str(part),
-        }
-    }
+    let mut short = option_of(path);
     for (same, other) in SAME_AS {
         if let Some(rest) = short.strip_prefix(same).filter(|rest| !rest.is_empty()) {
             short = format!("{other}{rest}");

@@ -14,9 +14,11 @@ pub struct Page {
 }
 
 /// A fenced block of a page.
-struct Block {
-    language: String,
-    text: String,
+pub struct Block {
+    pub language: String,
+    pub text: String,
+    /// The line before it.
+    pub before: String,
 }
 
 /// The root of the repository.
@@ -46,16 +48,19 @@ pub fn pages() -> Vec<Page> {
 
 impl Page {
     /// Code blocks, in order.
-    fn blocks(&self) -> Vec<Block> {
+    pub fn blocks(&self) -> Vec<Block> {
         let mut blocks: Vec<Block> = Vec::new();
         let mut open = false;
+        let mut before = "";
         for line in self.text.lines() {
+            let last = std::mem::replace(&mut before, line);
             if let Some(language) = line.trim_start().strip_prefix("```") {
                 open = !open;
                 if open {
                     blocks.push(Block {
                         language: language.to_owned(),
                         text: String::new(),
+                        before: last.to_owned(),
                     });
                 }
             } else if let Some(block) = blocks.last_mut().filter(|_| open) {
