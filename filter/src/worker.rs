@@ -6,10 +6,10 @@ use crate::metrics::{EnvoyStats, Metrics};
 use crate::rewrite::rewrite;
 use log::{Level, debug, log_enabled, warn};
 use proxy_wasm::types::Action;
-use std::collections::HashMap;
 use warmpath_core::address::RANK_HEADER;
 use warmpath_core::disaggregation::Note;
 use warmpath_core::feedback::Finding;
+use warmpath_core::hash::Table;
 use warmpath_core::router::{Outcome, Response};
 use warmpath_core::scrape::Call;
 use warmpath_core::status::{Reply as Page, Reporter};
@@ -86,10 +86,10 @@ pub struct Worker {
     store: SharedData,
     pub(crate) metrics: Metrics,
     /// Boxed: a request changes hands with every callback.
-    pub(crate) requests: HashMap<u32, Box<Request>>,
+    pub(crate) requests: Table<u32, Box<Request>>,
     holding: Holding,
     /// Calls under way, by token, with the time they were made; as many as there are engines.
-    pub(crate) calls: HashMap<u32, (Call, u64)>,
+    pub(crate) calls: Table<u32, (Call, u64)>,
     pub(crate) warned_of_cluster: bool,
     reporter: Reporter,
 }
@@ -104,9 +104,9 @@ impl Worker {
             metrics: Metrics::new(EnvoyStats, pools, now_us),
             router: Router::new(config, store.clone(), now_us),
             store,
-            requests: HashMap::new(),
+            requests: Table::default(),
             holding: Holding::Untried { stranded: 0 },
-            calls: HashMap::new(),
+            calls: Table::default(),
             warned_of_cluster: false,
             reporter: Reporter::default(),
         }

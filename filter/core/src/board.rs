@@ -23,10 +23,10 @@ mod column;
 
 use changes::Changes;
 
+use crate::hash::Table;
 use crate::ids::EndpointId;
 use crate::store::Store;
 use crate::workers::Column;
-use ahash::AHashMap;
 
 /// One peer's column is read again after this many microseconds times the number of peers.
 ///
@@ -63,7 +63,7 @@ pub struct Board<R> {
     changes: Changes,
     peers: Vec<Peer<R>>,
     ids: Vec<Option<EndpointId>>,
-    positions: AHashMap<u16, usize>,
+    positions: Table<u16, usize>,
     /// Positions whose rows of our own differ from the base; at most [`MOST_NEWS`].
     news: Vec<usize>,
     is_news: Vec<bool>,
@@ -321,7 +321,7 @@ impl<R: Row> Peer<R> {
         &mut self,
         store: &S,
         endpoints: usize,
-        positions: &AHashMap<u16, usize>,
+        positions: &Table<u16, usize>,
         changed: &mut Vec<usize>,
     ) {
         let owner = self.column.owner;

@@ -4,14 +4,14 @@
 //! is full, it becomes the old one and what was old is gone. So nothing is swept, and the size has a
 //! bound. All operations are O(1) but for the turn, which is O(entries) once a span.
 
-use ahash::AHashMap;
+use crate::hash::Table;
 use std::hash::Hash;
 
 /// See the module documentation.
 #[derive(Debug)]
 pub struct Fading<K, V> {
-    young: AHashMap<K, V>,
-    old: AHashMap<K, V>,
+    young: Table<K, V>,
+    old: Table<K, V>,
     span_us: u64,
     /// Entries of a generation.
     most: usize,
@@ -22,8 +22,8 @@ impl<K: Hash + Eq, V> Fading<K, V> {
     /// An empty map of at most twice `most` entries; with a span of 0 it stays empty.
     pub fn new(span_us: u64, most: usize) -> Self {
         Fading {
-            young: AHashMap::new(),
-            old: AHashMap::new(),
+            young: Table::default(),
+            old: Table::default(),
             span_us,
             most,
             turned_us: 0,

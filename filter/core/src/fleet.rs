@@ -23,8 +23,8 @@ pub use metadata::Metadata;
 
 use crate::address::EngineAddress;
 use crate::config::MAX_ENDPOINTS;
+use crate::sorted::Sorted;
 use crate::store::Store;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 /// Most clusters.
@@ -46,7 +46,7 @@ pub struct Cluster {
     /// When Envoy last told them, in milliseconds of the Unix clock.
     pub told_ms: u64,
     /// By address.
-    pub hosts: BTreeMap<SocketAddr, Host>,
+    pub hosts: Sorted<SocketAddr, Host>,
     /// What the configuration of the cluster says of them, where it was asked for; by address, sorted.
     pub metadata: Vec<(SocketAddr, Metadata)>,
 }
@@ -130,9 +130,9 @@ pub struct Engine {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Fleet {
     /// By name.
-    pub clusters: BTreeMap<String, Cluster>,
+    pub clusters: Sorted<String, Cluster>,
     /// By address.
-    pub engines: BTreeMap<SocketAddr, Engine>,
+    pub engines: Sorted<SocketAddr, Engine>,
     /// Model names that were ever seen, oldest first.
     pub seen_models: Vec<String>,
 }
@@ -183,11 +183,17 @@ impl Fleet {
         if !self.clusters.contains_key(name) && self.clusters.len() >= MAX_CLUSTERS {
             return false;
         }
-        let cluster = self.clusters.entry(name.to_owned()).or_default();
+        if !self.clusters.contains_key(name) {
+            self.clusters.insert(name.to_owned(), Cluster::default());
+        }
+        let Some(cluster) = self.clusters.get_mut(name) else {
+            return false;
+        };
         let before = std::mem::take(&mut cluster.hosts);
         let carried = before
             .values()
             .any(|host| host.health == HostHealth::Healthy);
+        let mut told = Vec::new();
         for (address, health, weight) in hosts.take(MAX_ENDPOINTS) {
             let since_s = match before.get(&address) {
                 Some(old) if old.health == HostHealth::Healthy || health != HostHealth::Healthy => {
@@ -203,8 +209,9 @@ impl Fleet {
                 weight: weight.max(1),
                 since_s,
             };
-            cluster.hosts.insert(address, host);
+            told.push((address, host));
         }
+        cluster.hosts = told.into();
         cluster.told_ms = now_ms;
         cluster.forget_metadata();
         !before.keys().eq(cluster.hosts.keys())
@@ -214,7 +221,8 @@ impl Fleet {
     pub fn keep_engines(&mut self, wanted: impl Iterator<Item = SocketAddr>) {
         let mut before = std::mem::take(&mut self.engines);
         for address in wanted.take(MAX_ENDPOINTS) {
-            let engine = before.remove(&address).unwrap_or_default();
+            let engine = before.get_mut(&address).map(std::mem::take);
+            let engine = engine.unwrap_or_default();
             self.engines.insert(address, engine);
         }
     }

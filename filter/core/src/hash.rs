@@ -8,6 +8,8 @@
 //! SIMD). Two hashes are combined with [`mix`], which needs only 64-bit multiplications: wasm has
 //! no 128-bit product.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// 2^64 divided by the golden ratio, odd: spreads the left operand before the operands meet.
@@ -83,6 +85,57 @@ const fn finalise(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
+}
+
+/// A hash map. Who may choose its keys must not know its seed.
+pub type Table<K, V> = HashMap<K, V, Seed>;
+
+/// Sets the hashes of a [`Table`] apart from those of others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seed(pub u64);
+
+/// Hashes a key for a [`Table`]; the result is no format. Made of [`hash`] and [`mix`], which are there
+/// anyway, and of the same functions for all keys.
+#[derive(Clone, Debug)]
+pub struct KeyHasher(u64);
+
+impl BuildHasher for Seed {
+    type Hasher = KeyHasher;
+
+    fn build_hasher(&self) -> KeyHasher {
+        KeyHasher(self.0)
+    }
+}
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.write_u64(hash(bytes));
+    }
+
+    #[inline(never)]
+    fn write_u64(&mut self, part: u64) {
+        self.0 = mix(self.0, part);
+    }
+
+    fn write_u8(&mut self, part: u8) {
+        self.write_u64(u64::from(part));
+    }
+
+    fn write_u16(&mut self, part: u16) {
+        self.write_u64(u64::from(part));
+    }
+
+    fn write_u32(&mut self, part: u32) {
+        self.write_u64(u64::from(part));
+    }
+
+    fn write_usize(&mut self, part: usize) {
+        self.write_u64(part as u64);
+    }
 }
 
 #[cfg(test)]

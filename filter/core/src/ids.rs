@@ -10,8 +10,8 @@
 //! generation (u16), all little-endian. At most 72 KiB; read once per [`TOUCH_MS`] and worker, and
 //! written only when there is something new or the last confirmation is half that old.
 
+use crate::hash::Table;
 use crate::store::{Store, update};
-use ahash::AHashMap;
 
 /// Most endpoints that are known at one time.
 pub const CAPACITY: usize = 4096;
@@ -70,7 +70,7 @@ fn encode(rows: &[Row], bytes: &mut Vec<u8>) {
 pub fn resolve<S: Store>(store: &S, identities: &[u64], now_ms: u64) -> Vec<Option<EndpointId>> {
     let found = update(store, KEY, |bytes| {
         let mut rows = decode(bytes);
-        let mut index: AHashMap<u64, usize> = rows
+        let mut index: Table<u64, usize> = rows
             .iter()
             .enumerate()
             .map(|(position, row)| (row.identity, position))
@@ -91,7 +91,7 @@ pub fn resolve<S: Store>(store: &S, identities: &[u64], now_ms: u64) -> Vec<Opti
 
 fn place(
     rows: &mut Vec<Row>,
-    index: &mut AHashMap<u64, usize>,
+    index: &mut Table<u64, usize>,
     identity: u64,
     now_ms: u64,
 ) -> Option<EndpointId> {

@@ -121,7 +121,7 @@ fn write(out: &mut String, value: &Field) {
         Field::Flag(true) => out.push_str("true"),
         Field::Flag(false) => out.push_str("false"),
         Field::Count(count) => digits(out, *count, 1),
-        Field::Decimal(number) if number.is_finite() => decimal(out, *number),
+        Field::Decimal(number) if number.is_finite() => out.push_str(&decimal(*number)),
         Field::Decimal(_) => out.push_str("null"),
         Field::Text(value) => text(out, value),
         Field::Json(document) => out.push_str(document),
@@ -133,21 +133,23 @@ fn digits(out: &mut String, count: u64, width: usize) {
     write!(out, "{count:0width$}").ok();
 }
 
-/// As a whole number of millionths: the standard library's way to write a float is many times larger.
-fn decimal(out: &mut String, number: f64) {
+/// A finite number, as a whole number of millionths: the standard library's way to write a float is many times larger.
+pub fn decimal(number: f64) -> String {
+    let mut out = String::new();
     let unit = 10_u64.pow(DECIMALS as u32);
     let scaled = (number.abs() * unit as f64).round() as u64;
     if number < 0.0 && scaled > 0 {
         out.push('-');
     }
-    digits(out, scaled / unit, 1);
+    digits(&mut out, scaled / unit, 1);
     if !scaled.is_multiple_of(unit) {
         out.push('.');
-        digits(out, scaled % unit, DECIMALS);
+        digits(&mut out, scaled % unit, DECIMALS);
         while out.ends_with('0') {
             out.pop();
         }
     }
+    out
 }
 
 fn text(out: &mut String, value: &str) {

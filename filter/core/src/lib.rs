@@ -39,6 +39,7 @@ pub mod scan;
 pub mod scout;
 pub mod scrape;
 pub mod session;
+pub mod sorted;
 pub mod splice;
 pub mod stats;
 pub mod status;

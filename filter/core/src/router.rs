@@ -39,8 +39,10 @@ use crate::config::{Config, PolicyConfig, PoolConfig};
 use crate::decision::Decision;
 use crate::fitness::Fitness;
 use crate::hash;
+use crate::hash::{Seed, Table};
 use crate::ids::EndpointId;
 use crate::load::Load;
+use crate::order;
 use crate::policy::{self, Holders};
 use crate::prefix::{self, Replica};
 use crate::pulse::Pulse;
@@ -49,10 +51,10 @@ use crate::recent::Recent;
 use crate::scan::ScanPlan;
 use crate::scout::Scout;
 use crate::session::KeySource;
+use crate::sorted::Sorted;
 use crate::store::{Store, update};
 use crate::workers::Column;
 use account::Drains;
-use ahash::{AHashMap, RandomState};
 use judge::Members;
 use kv::KvPool;
 use std::net::SocketAddr;
@@ -74,7 +76,7 @@ pub struct Router<S> {
     /// Every endpoint once, however many pools name it: load belongs to the engine.
     endpoints: Vec<Endpoint>,
     identities: Vec<u64>,
-    models: AHashMap<Vec<u8>, Target>,
+    models: Table<Vec<u8>, Target>,
     any_model: Option<Target>,
     loads: Board<Load>,
     rates: Board<Rate>,
@@ -82,8 +84,8 @@ pub struct Router<S> {
     replica: Option<Replica>,
     /// What the links of prompts begin with.
     chain_seed: u64,
-    positions: AHashMap<EndpointId, usize>,
-    by_address: AHashMap<EngineAddress, usize>,
+    positions: Table<EndpointId, usize>,
+    by_address: Table<EngineAddress, usize>,
     /// Endpoints that left, for the metrics; at most as many as there are endpoints.
     departed: Vec<(usize, String)>,
     changed_pools: Vec<usize>,
@@ -93,7 +95,7 @@ pub struct Router<S> {
     table_bytes: usize,
     scout: Scout,
     /// When engines last said how many prompt tokens they had looked up, in ms, and how many.
-    queried: AHashMap<EngineAddress, (u64, u64)>,
+    queried: Sorted<EngineAddress, (u64, u64)>,
     /// Of the fleet that the layout was made of.
     shape: u64,
     fitness: Board<Fitness>,
@@ -130,7 +132,7 @@ pub struct Router<S> {
     /// Calls that requests wait for.
     pending: Pending,
     /// What engines call themselves, where others must know it; one entry at most for each address.
-    names: AHashMap<SocketAddr, transfer::Names>,
+    names: Sorted<SocketAddr, transfer::Names>,
     /// Empty unless the status page is served.
     recent: Recent,
     /// What is known of the index service of each pool that has one.
@@ -194,19 +196,19 @@ impl<S: Store> Router<S> {
         let chance = hash::mix(random, config.hash);
         let chain_seed = wants_prompt.then(|| prefix::seed(&store, chance));
         // Engines name models, and clients ask for them.
-        let names = RandomState::with_seed(chance as usize);
+        let names = Seed(chance);
         let scout = Scout::new(&store, config.hash, owner);
         let mut router = Router {
             store,
             plan,
             pools: Vec::new(),
-            positions: AHashMap::new(),
-            by_address: AHashMap::new(),
+            positions: Table::default(),
+            by_address: Table::default(),
             departed: Vec::new(),
             changed_pools: Vec::new(),
             capacities: Vec::new(),
             table_bytes: config.prefix_table_bytes(),
-            queried: AHashMap::new(),
+            queried: Sorted::default(),
             shape: scout.shape(),
             scout,
             fitness: Board::new(Vec::new()),
@@ -222,7 +224,7 @@ impl<S: Store> Router<S> {
             identities: Vec::new(),
             peers_busy: Vec::new(),
             words: Words::default(),
-            models: AHashMap::with_hasher(names),
+            models: Table::with_hasher(names),
             any_model: None,
             loads: Board::new(Vec::new()),
             rates: Board::new(Vec::new()),
@@ -239,7 +241,7 @@ impl<S: Store> Router<S> {
             touched_ms: now_us / 1000,
             random,
             pending: Pending::default(),
-            names: AHashMap::new(),
+            names: Sorted::default(),
             recent: Recent::new(config.status.as_ref().map_or(0, |status| status.recent)),
             kv: config
                 .pools
@@ -375,7 +377,7 @@ impl<S: Store> Router<S> {
             .filter(|(_, target)| self.serves(target))
             .filter_map(|(name, _)| std::str::from_utf8(name).ok())
             .collect();
-        names.sort_unstable();
+        order::sort(&mut names, |one, other| one.cmp(other));
         Some(Answer::models(names.into_iter()))
     }
 }

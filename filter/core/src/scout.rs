@@ -14,12 +14,12 @@ use crate::config::{Config, PoolConfig};
 use crate::fleet::{Fleet, HostHealth};
 use crate::hash;
 use crate::lease::{self, Candidate};
+use crate::order;
 use crate::scrape::{Call, Timetable};
+use crate::sorted::Sorted;
 use crate::store::Store;
 use crate::wire::{clusters, endpoint_metadata};
-use ahash::AHashMap;
 use heard::Heard;
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 /// Figures older than this many intervals are not believed.
@@ -51,10 +51,10 @@ pub struct Scout {
     fleet: Fleet,
     version: u32,
     timetable: Timetable,
-    paths: AHashMap<SocketAddr, (String, usize)>,
+    paths: Sorted<SocketAddr, (String, usize)>,
     tally: Tally,
     /// What answers told since the engine was scraped; for engines of the fleet only.
-    heard: AHashMap<SocketAddr, Heard>,
+    heard: Sorted<SocketAddr, Heard>,
     /// Whether the router of this VM has yet to take it over.
     dirty: bool,
     /// Whether the others have.
@@ -73,9 +73,9 @@ impl Scout {
             fleet,
             version,
             timetable: Timetable::default(),
-            paths: AHashMap::new(),
+            paths: Sorted::default(),
             tally: Tally::default(),
-            heard: AHashMap::new(),
+            heard: Sorted::default(),
             dirty: false,
             unsaved: false,
         }
@@ -90,7 +90,7 @@ impl Scout {
     pub fn shape(&self) -> u64 {
         let mut shape = 0;
         let mut note = |text: &str| shape = hash::mix(shape, hash::hash(text.as_bytes()));
-        for (name, cluster) in &self.fleet.clusters {
+        for (name, cluster) in self.fleet.clusters.iter() {
             note(name);
             for address in cluster.hosts.keys() {
                 note(&address.to_string());
@@ -99,13 +99,13 @@ impl Scout {
                 }
             }
         }
-        for (address, engine) in &self.fleet.engines {
+        for (address, engine) in self.fleet.engines.iter() {
             if let Some(models) = &engine.models {
                 note(&address.to_string());
                 models.iter().for_each(|model| note(model));
             }
         }
-        for (socket, engine) in &self.fleet.engines {
+        for (socket, engine) in self.fleet.engines.iter() {
             let last = engine.ranks.len().checked_sub(1);
             if let Some(rank) = last.and_then(|rank| u16::try_from(rank).ok()) {
                 let (socket, rank) = (*socket, Some(rank));
@@ -259,14 +259,12 @@ impl Scout {
         match call {
             Call::Endpoints => {
                 let pools = config.pools.iter();
-                let names: BTreeSet<&str> = pools.map(|pool| pool.cluster.as_str()).collect();
-                let names: Vec<&str> = names.into_iter().collect();
+                let names = distinct(pools.map(|pool| pool.cluster.as_str()).collect());
                 admin(clusters::path(&names), usize::MAX)
             }
             Call::Metadata => {
                 let pools = config.pools.iter().filter(|pool| pool.reads_metadata);
-                let names: BTreeSet<&str> = pools.map(|pool| self.service(pool)).collect();
-                let names: Vec<&str> = names.into_iter().collect();
+                let names = distinct(pools.map(|pool| self.service(pool)).collect());
                 admin(
                     endpoint_metadata::path(&names),
                     endpoint_metadata::MAX_PAGE_BYTES,
@@ -378,8 +376,7 @@ impl Scout {
                 .keys()
                 .all(|address| self.fleet.engines.contains_key(address));
         if !known {
-            let wanted: BTreeSet<SocketAddr> = self.paths.keys().copied().collect();
-            self.fleet.keep_engines(wanted.iter().copied());
+            self.fleet.keep_engines(self.paths.keys().copied());
             self.dirty = true;
             self.unsaved = true;
         }
@@ -387,6 +384,12 @@ impl Scout {
         self.timetable
             .set_engines(self.fleet.engines.keys().copied(), interval_ms);
     }
+}
+
+fn distinct(mut names: Vec<&str>) -> Vec<&str> {
+    order::sort(&mut names, |one, other| one.cmp(other));
+    names.dedup();
+    names
 }
 
 /// The lease's term: as long as the shortest interval, so that a new holder misses one turn at most.

@@ -5,7 +5,7 @@
 //! call at most is under way to each; a slow engine misses its own turns and delays nobody's.
 
 use crate::hash;
-use std::collections::BTreeMap;
+use crate::sorted::Sorted;
 use std::net::SocketAddr;
 
 /// Models change rarely; they are asked for with every so many scrapes.
@@ -72,7 +72,7 @@ pub struct Timetable {
     metadata: Turns,
     /// Whether the metadata is asked for without waiting for its turn.
     wants_metadata: bool,
-    engines: BTreeMap<SocketAddr, (Turns, bool)>,
+    engines: Sorted<SocketAddr, (Turns, bool)>,
 }
 
 impl Timetable {
@@ -80,7 +80,8 @@ impl Timetable {
     pub fn set_engines(&mut self, addresses: impl Iterator<Item = SocketAddr>, interval_ms: u64) {
         let mut before = std::mem::take(&mut self.engines);
         for address in addresses {
-            let turns = before.remove(&address).unwrap_or_else(|| {
+            let known = before.get_mut(&address).map(std::mem::take);
+            let turns = known.unwrap_or_else(|| {
                 let phase = hash::hash(address.to_string().as_bytes()) % interval_ms.max(1);
                 (Turns::new(phase), true)
             });
@@ -119,7 +120,7 @@ impl Timetable {
         now_ms: u64,
     ) -> Vec<(SocketAddr, bool)> {
         let mut due = Vec::new();
-        for (address, (turns, is_new)) in &mut self.engines {
+        for (address, (turns, is_new)) in self.engines.iter_mut() {
             if let Some(turn) = turns.take(interval_ms, timeout_ms, now_ms) {
                 due.push((*address, *is_new || turn % MODELS_EVERY == 0));
                 *is_new = false;
@@ -147,14 +148,15 @@ impl Timetable {
         self.endpoints.since_ms = None;
         self.metadata.since_ms = None;
         self.engines
-            .values_mut()
-            .for_each(|(turns, _)| turns.since_ms = None);
+            .iter_mut()
+            .for_each(|(_, (turns, _))| turns.since_ms = None);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([10, 0, 0, 1], port))

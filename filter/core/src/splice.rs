@@ -20,6 +20,7 @@ mod plan;
 
 pub use members::{Member, Members, members};
 
+use crate::order;
 use plan::Plan;
 use std::ops::Range;
 
@@ -69,7 +70,10 @@ fn edits(body: &[u8], changes: &[Change]) -> Option<Vec<Edit>> {
     if !plan.is_empty() {
         plan.edits(body, &mut edits)?;
     }
-    edits.sort_by_key(|edit| (edit.span.start, edit.span.end));
+    order::sort(&mut edits, |one, other| {
+        let place = |edit: &Edit| (edit.span.start, edit.span.end);
+        place(one).cmp(&place(other))
+    });
     (edits.len() <= MOST_MEMBERS).then_some(edits)
 }
 

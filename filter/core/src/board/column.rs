@@ -1,8 +1,8 @@
 //! The values that a column is written in; their layout is that of the board.
 
 use super::Row;
+use crate::hash::Table;
 use crate::ids::EndpointId;
-use ahash::AHashMap;
 
 const VERSION: u8 = 2;
 
@@ -33,7 +33,7 @@ pub(super) fn encode<'a, R: Row + 'a>(
 pub(super) fn decode<'a, R: Row>(
     bytes: &'a [u8],
     owner: u64,
-    positions: &'a AHashMap<u16, usize>,
+    positions: &'a Table<u16, usize>,
 ) -> Option<(u32, impl Iterator<Item = (usize, R)> + use<'a, R>)> {
     let (&VERSION, bytes) = bytes.split_first()? else {
         return None;

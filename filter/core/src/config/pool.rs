@@ -8,6 +8,7 @@ use super::kv_aware::{KvAwareOptions, kv_aware};
 use super::reader::{Fields, Reader, list, text};
 use crate::admission::AdmissionOptions;
 use crate::json::Value;
+use crate::order;
 use crate::policy::cache_aware::CacheAwareOptions;
 use crate::policy::prefix::PrefixOptions;
 use crate::rate::BUCKETS;
@@ -351,7 +352,7 @@ fn pool_name(reader: &mut Reader, path: &str, value: &Value) -> Option<String> {
 pub(super) fn models(reader: &mut Reader, path: &str, value: &Value) -> Option<Vec<String>> {
     let mut names: Vec<String> = list(reader, path, value, 0..=MAX_MODELS, text)?;
     let length = names.len();
-    names.sort_unstable();
+    order::sort(&mut names, |one, other| one.cmp(other));
     names.dedup();
     if names.len() < length {
         reader.error(path, value, "each model once");

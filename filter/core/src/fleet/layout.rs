@@ -7,8 +7,8 @@ use super::{
 use crate::address;
 use crate::codec::{Bytes, put_address, put_text};
 use crate::config::{MAX_ENDPOINTS, MAX_LABELS};
-use ahash::AHashMap;
-use std::collections::BTreeMap;
+use crate::hash::Table;
+use crate::sorted::Sorted;
 
 const VERSION: u8 = 3;
 const MAX_RANKS: usize = address::MAX_RANKS as usize;
@@ -38,7 +38,7 @@ pub(super) fn encode(fleet: &Fleet) -> Vec<u8> {
         }
     }
     put_count(&mut out, fleet.seen_models.len(), MAX_NAMES);
-    let mut numbers: AHashMap<&str, u16> = AHashMap::new();
+    let mut numbers: Table<&str, u16> = Table::default();
     for (number, name) in fleet.seen_models.iter().take(MAX_NAMES).enumerate() {
         put_text(&mut out, name);
         numbers.insert(name, number as u16);
@@ -74,7 +74,7 @@ fn put_count(out: &mut Vec<u8>, count: usize, most: usize) {
     out.extend_from_slice(&(count.min(most) as u16).to_le_bytes());
 }
 
-fn put_engine(out: &mut Vec<u8>, engine: &Engine, numbers: &AHashMap<&str, u16>) {
+fn put_engine(out: &mut Vec<u8>, engine: &Engine, numbers: &Table<&str, u16>) {
     let usage = engine.kv_usage.unwrap_or(f32::NAN);
     out.extend_from_slice(&engine.told_ms.to_le_bytes());
     out.extend_from_slice(&engine.failures.to_le_bytes());
@@ -118,12 +118,12 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Fleet> {
         return None;
     };
     let mut bytes = Bytes(rest);
-    let mut clusters = BTreeMap::new();
+    let mut clusters = Sorted::default();
     for _ in 0..count(&mut bytes, MAX_CLUSTERS)? {
         let name = bytes.text()?.to_owned();
         let service = some_text(&mut bytes)?;
         let told_ms = bytes.u64()?;
-        let mut hosts = BTreeMap::new();
+        let mut hosts = Sorted::default();
         for _ in 0..count(&mut bytes, MAX_ENDPOINTS)? {
             hosts.insert(bytes.address()?, host(&mut bytes)?);
         }
@@ -143,7 +143,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Fleet> {
     for _ in 0..count(&mut bytes, MAX_NAMES)? {
         seen_models.push(bytes.text()?.to_owned());
     }
-    let mut engines = BTreeMap::new();
+    let mut engines = Sorted::default();
     for _ in 0..count(&mut bytes, MAX_ENDPOINTS)? {
         let address = bytes.address()?;
         let mut found = engine(&mut bytes, &seen_models)?;

@@ -6,6 +6,7 @@
 
 use super::{Cluster, Fleet, MAX_MODELS};
 use crate::config::{MAX_ENDPOINTS, MAX_LABEL_BYTES, MAX_LABELS};
+use crate::order;
 use crate::wire::endpoint_metadata::Dump;
 use std::net::SocketAddr;
 
@@ -53,7 +54,7 @@ impl Fleet {
     /// changed. Nothing is learned of endpoints that Envoy did not name before.
     pub fn tell_metadata(&mut self, dump: &Dump) -> bool {
         let mut changed = false;
-        for (name, cluster) in &mut self.clusters {
+        for (name, cluster) in self.clusters.iter_mut() {
             let name = cluster.service.as_ref().unwrap_or(name);
             if !dump.clusters.contains(name) {
                 continue;
@@ -72,7 +73,7 @@ impl Fleet {
                 };
                 cluster.metadata.push((one.address, metadata));
             }
-            cluster.metadata.sort_by_key(|(address, _)| *address);
+            order::sort(&mut cluster.metadata, |(one, _), (other, _)| one.cmp(other));
             cluster.metadata.dedup_by_key(|(address, _)| *address);
             cluster.forget_metadata();
             changed |= before != cluster.metadata;

@@ -6,7 +6,7 @@
 
 use super::source::{Flaw, Source, Token, read};
 use super::text as write_text;
-use crate::order;
+use crate::sorted::Sorted;
 use std::fmt;
 
 /// A value.
@@ -37,8 +37,7 @@ pub enum Number {
 }
 
 /// The members of an object, by name.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Map(Vec<(String, Value)>);
+pub type Map = Sorted<String, Value>;
 
 impl Value {
     /// Reads a text.
@@ -69,7 +68,7 @@ impl Value {
                     members.push((name.to_owned(), Value::take(source)?));
                     Some(())
                 })?;
-                Value::Object(Map::sorted(members))
+                Value::Object(members.into())
             }
         })
     }
@@ -146,10 +145,7 @@ impl Value {
     /// The member of this name, taken out of the tree.
     pub fn into_member(self, name: &str) -> Option<Value> {
         match self {
-            Value::Object(Map(mut members)) => {
-                let at = Map::position(&members, name).ok()?;
-                Some(members.remove(at).1)
-            }
+            Value::Object(mut members) => members.remove(name),
             _ => None,
         }
     }
@@ -162,48 +158,6 @@ impl Number {
         }
         let number: f64 = digits.parse().ok()?;
         number.is_finite().then(|| Number::Written(digits.into()))
-    }
-}
-
-impl Map {
-    fn sorted(mut members: Vec<(String, Value)>) -> Map {
-        if members.is_sorted_by(|(one, _), (next, _)| one < next) {
-            return Map(members);
-        }
-        order::sort(&mut members, |(one, _), (other, _)| one.cmp(other));
-        members.dedup_by(|later, kept| {
-            let is_same = later.0 == kept.0;
-            if is_same {
-                std::mem::swap(later, kept);
-            }
-            is_same
-        });
-        Map(members)
-    }
-
-    fn position(members: &[(String, Value)], name: &str) -> Result<usize, usize> {
-        members.binary_search_by(|(known, _)| known.as_str().cmp(name))
-    }
-
-    /// The member of this name. O(log members).
-    pub fn get(&self, name: &str) -> Option<&Value> {
-        let at = Map::position(&self.0, name).ok()?;
-        self.0.get(at).map(|(_, value)| value)
-    }
-
-    /// Names and values, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &Value)> {
-        self.0.iter().map(|(name, value)| (name, value))
-    }
-
-    /// How many members there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 
@@ -267,7 +221,7 @@ fn write(out: &mut String, value: &Value) {
             }
             out.push_str(if items.is_empty() { "[]" } else { "]" });
         }
-        Value::Object(Map(members)) => {
+        Value::Object(members) => {
             for (at, (name, member)) in members.iter().enumerate() {
                 out.push(if at == 0 { '{' } else { ',' });
                 write_text(out, name);

@@ -17,8 +17,9 @@
 //! So the end is stamped first, and gets the older epoch.
 
 use crate::ids::EndpointId;
+use crate::sorted::Sorted;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::CHUNK_TOKENS;
 
@@ -44,7 +45,7 @@ pub(super) struct Clocks {
     engines: Vec<Option<Clock>>,
     /// Where the clocks of engines that left go on if they come back, by id; no more than there are
     /// ids. Their entries still stand in the table and must never look live again.
-    resume: BTreeMap<u16, u16>,
+    resume: Sorted<u16, u16>,
 }
 
 #[derive(Debug)]

@@ -12,6 +12,7 @@
 
 use super::{Event, Kind, Mark};
 use crate::ids::EndpointId;
+use crate::order;
 use crate::store::Store;
 use crate::workers::Column;
 
@@ -159,7 +160,7 @@ impl Reader {
             open(&bytes, self.column.owner).map(|(first, _)| (first, page))
         });
         let mut found: Vec<(u64, u64)> = found.collect();
-        found.sort_unstable();
+        order::sort(&mut found, |one, other| one.cmp(other));
         self.fruitless = if found.is_empty() {
             self.fruitless + 1
         } else {

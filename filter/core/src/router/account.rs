@@ -6,10 +6,10 @@
 
 use super::Router;
 use super::watch::Watched;
+use crate::hash::Table;
 use crate::load::Load;
 use crate::prefix::{CHUNK_TOKENS, Event, Kind, Mark};
 use crate::store::Store;
-use ahash::AHashMap;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -174,7 +174,7 @@ pub(super) struct Drains {
     /// Tokens per second of each endpoint.
     rates: Vec<f64>,
     due: BinaryHeap<Reverse<(u64, u64)>>,
-    open: AHashMap<u64, Estimate>,
+    open: Table<u64, Estimate>,
     last: u64,
 }
 
@@ -183,7 +183,7 @@ impl Drains {
         Drains {
             rates: vec![TOKENS_PER_SECOND; endpoints],
             due: BinaryHeap::new(),
-            open: AHashMap::new(),
+            open: Table::default(),
             last: 0,
         }
     }

@@ -350,7 +350,11 @@ impl<S: Store> Router<S> {
             let speed = place.map_or(1.0, |place| members.speed(place));
             f64::from(own) >= 1.0 + ramp * speed * others
         };
-        ranked.sort_by_key(|position| is_full(*position));
+        let (full, open): (Vec<usize>, Vec<usize>) =
+            ranked.iter().partition(|position| is_full(**position));
+        for (place, position) in ranked.iter_mut().zip(open.into_iter().chain(full)) {
+            *place = position;
+        }
     }
 
     /// Whoever is asked first after its cool-down is probed by this request alone.

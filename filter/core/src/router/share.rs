@@ -181,7 +181,7 @@ impl<S: Store> Router<S> {
                 replica.forget(id);
             }
         }
-        self.queried = queried.into_iter().collect();
+        self.queried = queried.into();
     }
 
     /// Takes this worker's figures out of the sum; nothing of it is in flight any more. What it

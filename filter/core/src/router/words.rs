@@ -12,8 +12,8 @@ use crate::fleet::Engine;
 use crate::hash;
 use crate::policy::{Adapter, Foreign, Group, Heard, share};
 use crate::scout::Scout;
+use crate::sorted::Sorted;
 use crate::store::Store;
-use std::collections::BTreeMap;
 
 /// Weight of a new request in the mean of their work.
 const WORK_WEIGHT: f64 = 1.0 / 64.0;
@@ -23,9 +23,9 @@ const WORK_WEIGHT: f64 = 1.0 / 64.0;
 pub(super) struct Words {
     foreign: Vec<Foreign>,
     /// What was heard of the engines that have a fresh word.
-    heard: BTreeMap<EngineAddress, Heard>,
+    heard: Sorted<EngineAddress, Heard>,
     /// Positions that have an adapter loaded, by the hash of its name.
-    loaded: BTreeMap<u64, Vec<usize>>,
+    loaded: Sorted<u64, Vec<usize>>,
     /// Whether all places for adapters are taken, by position.
     full: Vec<bool>,
     /// When the first word grows too old, in milliseconds of the Unix clock.
@@ -87,27 +87,33 @@ impl<S: Store> Router<S> {
         let told = |endpoint: &Endpoint| fleet.engine(&endpoint.at).filter(fresh);
         let share = share(self.endpoints.iter().filter_map(told));
         let mut before = std::mem::take(&mut words.heard);
+        let mut now = Vec::new();
         for (position, endpoint) in self.endpoints.iter().enumerate() {
             let Some(engine) = told(endpoint) else {
                 continue;
             };
             let until_ms = engine.told_ms.saturating_add(stale_ms);
             words.until_ms = Some(words.until_ms.map_or(until_ms, |first| first.min(until_ms)));
-            let mut heard = before.remove(&endpoint.at).unwrap_or_default();
+            let heard = before.get_mut(&endpoint.at).map(std::mem::take);
+            let mut heard = heard.unwrap_or_default();
             heard.follow(engine, share);
             if let Some(word) = foreign.get_mut(position) {
                 *word = heard.word(words.mean_work_tokens);
             }
-            words.heard.insert(endpoint.at, heard);
+            now.push((endpoint.at, heard));
             let loaded = engine.loras.iter().filter(|(_, loaded)| *loaded);
             let most = engine.max_loras.map_or(usize::MAX, usize::from);
             if let Some(full) = words.full.get_mut(position) {
                 *full = loaded.clone().count() >= most;
             }
             for (name, _) in loaded {
-                words.loaded.entry(*name).or_default().push(position);
+                match words.loaded.get_mut(name) {
+                    Some(positions) => positions.push(position),
+                    None => words.loaded.insert(*name, vec![position]),
+                }
             }
         }
+        words.heard = now.into();
         for (position, word) in foreign.iter().enumerate() {
             if words.foreign.get(position).copied().unwrap_or_default() != *word {
                 self.loads.note(position);

@@ -6,6 +6,7 @@
 use super::names::Figure;
 use super::series::{LabelText, MAX_COUNT, Series};
 use super::{Figures, Rank};
+use crate::order;
 
 /// Most data-parallel ranks that are told apart: one more than an engine may have to be sent requests
 /// by rank, so that no larger one is taken for it.
@@ -207,7 +208,7 @@ impl Tallies {
 
     /// The whole engine and its ranks by number.
     pub(super) fn finish(mut self) -> (Figures, Vec<Rank>) {
-        self.ranks.sort_unstable_by_key(|slot| slot.rank);
+        order::sort(&mut self.ranks, |one, other| one.rank.cmp(&other.rank));
         let all = self.ranks.iter().fold(self.rest, Slot::merge);
         let slots = || self.ranks.iter().chain([&self.rest]);
         let blocks = slots().filter_map(Slot::blocks).reduce(u64::saturating_add);

@@ -8,7 +8,7 @@
 
 use super::name::stat_name;
 use super::{Kind, Metric, table};
-use ahash::AHashMap;
+use crate::hash::Table;
 
 /// Most series of one VM; 1024 endpoints have about 23,000.
 pub const MAX_SERIES: usize = 32_768;
@@ -63,7 +63,7 @@ impl Series {
 #[derive(Debug)]
 pub struct Registry {
     series: Vec<Series>,
-    known: AHashMap<Box<str>, Handle>,
+    known: Table<Box<str>, Handle>,
     observations: Vec<(Handle, u64)>,
     dropped: Handle,
 }
@@ -72,7 +72,7 @@ impl Default for Registry {
     fn default() -> Self {
         let mut registry = Registry {
             series: Vec::new(),
-            known: AHashMap::new(),
+            known: Table::default(),
             observations: Vec::new(),
             dropped: NOWHERE,
         };

@@ -4,7 +4,7 @@ use super::{Handle, MAX_ENDPOINTS, OTHER, Registry, table};
 use crate::admission::Priority;
 use crate::decision::{Decision, Reason};
 use crate::feedback::Unread;
-use ahash::AHashMap;
+use crate::hash::Table;
 
 /// Series with the label `pool`.
 #[derive(Debug)]
@@ -12,7 +12,7 @@ pub struct PoolSeries {
     name: Box<str>,
     /// A pool has one policy, or two: few enough to look through.
     requests: Vec<(&'static str, Reason, Handle)>,
-    endpoints: AHashMap<Box<str>, EndpointSeries>,
+    endpoints: Table<Box<str>, EndpointSeries>,
     /// Stands for the endpoints that found no room.
     other: Option<Box<EndpointSeries>>,
     /// By the number of [`Priority`].
@@ -82,7 +82,7 @@ impl PoolSeries {
             shed,
             name: name.into(),
             requests: Vec::new(),
-            endpoints: AHashMap::new(),
+            endpoints: Table::default(),
             other: None,
             retried: series(&table::RETRIED),
             disconnects: series(&table::DISCONNECTS),

@@ -9,6 +9,7 @@
 //! The health in this page is coarser than that in [`clusters`](super::clusters) and is not read.
 
 use crate::json::{Map, Value};
+use crate::order;
 use std::net::{IpAddr, SocketAddr};
 
 use super::admin::{MAX_CLUSTERS, MAX_HOSTS, names_regex};
@@ -141,7 +142,7 @@ fn metadata(cluster: &str, endpoint: &Value) -> Option<EndpointMetadata> {
         .filter_map(|(name, value)| Some((name.clone(), label(value)?)))
         .collect();
     // Envoy writes them in another order each time.
-    labels.sort();
+    order::sort(&mut labels, |one, other| one.cmp(other));
     let weight = ours.get("weight").and_then(number);
     Some(EndpointMetadata {
         cluster: cluster.to_owned(),
