@@ -1,6 +1,6 @@
 //! Walks a JSON value and collects every error with its path, instead of stopping at the first.
 
-use crate::json::{Map, Value};
+use crate::json::{Map, Value, decimal};
 use std::fmt;
 use std::ops::RangeInclusive;
 
@@ -118,9 +118,14 @@ impl<'a> Fields<'a> {
         name: &'static str,
         parse: impl FnOnce(&mut Reader, &str, &'a Value) -> Option<T>,
     ) -> Option<T> {
+        let (path, value) = self.take(name)?;
+        parse(reader, &path, value)
+    }
+
+    #[inline(never)]
+    fn take(&mut self, name: &'static str) -> Option<(String, &'a Value)> {
         self.known.push(name);
-        let value = self.map.get(name)?;
-        parse(reader, &self.path(name), value)
+        Some((self.path(name), self.map.get(name)?))
     }
 
     pub(super) fn required<T>(
@@ -129,14 +134,16 @@ impl<'a> Fields<'a> {
         name: &'static str,
         parse: impl FnOnce(&mut Reader, &str, &'a Value) -> Option<T>,
     ) -> Option<T> {
-        if self.map.get(name).is_none() {
-            reader.error(
-                &self.path(name),
-                &Value::Null,
-                "a value (the field is required)",
-            );
-        }
+        self.demand(reader, name);
         self.optional(reader, name, parse)
+    }
+
+    #[inline(never)]
+    fn demand(&self, reader: &mut Reader, name: &str) {
+        if self.map.get(name).is_none() {
+            let want = "a value (the field is required)";
+            reader.error(&self.path(name), &Value::Null, want);
+        }
     }
 
     pub(super) fn flag(&mut self, reader: &mut Reader, name: &'static str, default: bool) -> bool {
@@ -184,11 +191,8 @@ impl<'a> Fields<'a> {
         self.optional(reader, name, |reader, path, value| {
             let number = value.as_f64().filter(|number| range.contains(number));
             if number.is_none() {
-                reader.error(
-                    path,
-                    value,
-                    &format!("a number in {}..={}", range.start(), range.end()),
-                );
+                let [low, high] = [range.start(), range.end()].map(|end| decimal(*end));
+                reader.error(path, value, &format!("a number in {low}..={high}"));
             }
             number
         })
@@ -252,6 +256,20 @@ pub(super) fn list<T>(
     sizes: RangeInclusive<usize>,
     parse: impl Fn(&mut Reader, &str, &Value) -> Option<T>,
 ) -> Option<Vec<T>> {
+    let mut parsed = Vec::new();
+    for (index, item) in items(reader, path, value, sizes)?.iter().enumerate() {
+        parsed.extend(parse(reader, &format!("{path}[{index}]"), item));
+    }
+    Some(parsed)
+}
+
+#[inline(never)]
+fn items<'a>(
+    reader: &mut Reader,
+    path: &str,
+    value: &'a Value,
+    sizes: RangeInclusive<usize>,
+) -> Option<&'a [Value]> {
     let Some(items) = value.as_array() else {
         reader.error(path, value, "a list");
         return None;
@@ -260,10 +278,5 @@ pub(super) fn list<T>(
         let want = format!("{} to {} items", sizes.start(), sizes.end());
         reader.error(path, &format!("{} items", items.len()).into(), &want);
     }
-    let parsed = items
-        .iter()
-        .enumerate()
-        .filter_map(|(index, item)| parse(reader, &format!("{path}[{index}]"), item))
-        .collect();
-    Some(parsed)
+    Some(items)
 }

@@ -39,7 +39,9 @@ pub(super) fn status(reader: &mut Reader, path: &str, value: &Value) -> Option<S
 fn page_path(reader: &mut Reader, path: &str, value: &Value) -> Option<String> {
     let found = text(reader, path, value)?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
-    let is_folder = found.starts_with('/') && found.ends_with('/') && !found.contains("//");
+    let is_folder = found.starts_with('/')
+        && found.ends_with('/')
+        && !found.as_bytes().windows(2).any(|pair| pair == b"//");
     if is_folder && found.bytes().all(plain) {
         return Some(found);
     }

@@ -151,24 +151,24 @@ fn name_len(line: &[u8]) -> usize {
 /// When the process started, in seconds of the Unix clock.
 const STARTED: &[u8] = b"process_start_time_seconds";
 
-/// The meaning of the names of one engine, without the engine.
-type Engine = fn(&[u8]) -> Option<Meaning>;
+/// The names of one engine, without the engine, and what they mean.
+type Engine = [(&'static str, Meaning)];
 
 /// The meaning of a known name and its length.
 #[inline]
 fn known(line: &[u8]) -> Option<(Meaning, usize)> {
-    let (prefix, engine): (&[u8], Engine) = match line.first()? {
-        b'v' => (b"vllm", vllm),
-        b's' => (b"sglang", sglang),
-        b'l' => (b"llamacpp", llama_cpp),
-        b'n' => (b"nv_trt_llm", triton),
+    let (prefix, engine): (&[u8], &Engine) = match line.first()? {
+        b'v' => (b"vllm", VLLM),
+        b's' => (b"sglang", SGLANG),
+        b'l' => (b"llamacpp", LLAMA_CPP),
+        b'n' => (b"nv_trt_llm", TRITON),
         // Of the client library of most engines, which do not say whose it is.
         b'p' => {
             let after = line.strip_prefix(STARTED)?;
             return (name_len(after) == 0).then_some((Meaning::Started, STARTED.len()));
         }
-        _ if line.starts_with(b"tgi") => (b"tgi", tgi),
-        _ => (b"trtllm", tensorrt_llm),
+        _ if line.starts_with(b"tgi") => (b"tgi", TGI),
+        _ => (b"trtllm", TENSORRT_LLM),
     };
     let (separator, rest) = line.strip_prefix(prefix)?.split_first()?;
     let spelling = match separator {
@@ -177,7 +177,9 @@ fn known(line: &[u8]) -> Option<(Meaning, usize)> {
         _ => return None,
     };
     let len = name_len(rest);
-    let meaning = match engine(rest.get(..len)?)? {
+    let name = rest.get(..len)?;
+    let (_, meaning) = engine.iter().find(|(known, _)| known.as_bytes() == name)?;
+    let meaning = match *meaning {
         Meaning::Figure(figure, level) => Meaning::Figure(figure, level + spelling),
         Meaning::CacheConfig(level) => Meaning::CacheConfig(level + spelling),
         meaning => meaning,
@@ -185,104 +187,94 @@ fn known(line: &[u8]) -> Option<(Meaning, usize)> {
     Some((meaning, prefix.len() + 1 + len))
 }
 
+const fn at(figure: Figure, level: u8) -> Meaning {
+    Meaning::Figure(figure, level)
+}
+
 /// vLLM, from the V0 engine to 0.32. Both names of a figure are there in 0.9.2 to 0.11, of which the
 /// older one is a deprecated copy.
-fn vllm(name: &[u8]) -> Option<Meaning> {
-    Some(match name {
-        b"num_requests_running" => Meaning::Figure(Figure::Running, 2),
-        b"num_requests_waiting" => Meaning::Figure(Figure::Waiting, 2),
-        b"kv_cache_usage_perc" => Meaning::Figure(Figure::KvUsage, 2),
-        b"gpu_cache_usage_perc" => Meaning::Figure(Figure::KvUsage, 4),
-        b"prefix_cache_queries_total" | b"prefix_cache_queries" => {
-            Meaning::Figure(Figure::PrefixQueries, 2)
-        }
-        b"gpu_prefix_cache_queries_total" | b"gpu_prefix_cache_queries" => {
-            Meaning::Figure(Figure::PrefixQueries, 4)
-        }
-        b"prefix_cache_hits_total" | b"prefix_cache_hits" => Meaning::Figure(Figure::PrefixHits, 2),
-        b"gpu_prefix_cache_hits_total" | b"gpu_prefix_cache_hits" => {
-            Meaning::Figure(Figure::PrefixHits, 4)
-        }
-        b"gpu_prefix_cache_hit_rate" => Meaning::Figure(Figure::HitRate, 2),
-        b"request_success_total" | b"request_success" => Meaning::Figure(Figure::Finished, 2),
-        b"generation_tokens_total" | b"generation_tokens" => Meaning::Figure(Figure::Generated, 2),
-        b"cache_config_info" => Meaning::CacheConfig(2),
-        b"engine_sleep_state" => Meaning::Sleep,
-        b"lora_requests_info" => Meaning::Adapters,
-        _ => return None,
-    })
-}
+const VLLM: &Engine = &[
+    ("num_requests_running", at(Figure::Running, 2)),
+    ("num_requests_waiting", at(Figure::Waiting, 2)),
+    ("kv_cache_usage_perc", at(Figure::KvUsage, 2)),
+    ("gpu_cache_usage_perc", at(Figure::KvUsage, 4)),
+    ("prefix_cache_queries_total", at(Figure::PrefixQueries, 2)),
+    ("prefix_cache_queries", at(Figure::PrefixQueries, 2)),
+    (
+        "gpu_prefix_cache_queries_total",
+        at(Figure::PrefixQueries, 4),
+    ),
+    ("gpu_prefix_cache_queries", at(Figure::PrefixQueries, 4)),
+    ("prefix_cache_hits_total", at(Figure::PrefixHits, 2)),
+    ("prefix_cache_hits", at(Figure::PrefixHits, 2)),
+    ("gpu_prefix_cache_hits_total", at(Figure::PrefixHits, 4)),
+    ("gpu_prefix_cache_hits", at(Figure::PrefixHits, 4)),
+    ("gpu_prefix_cache_hit_rate", at(Figure::HitRate, 2)),
+    ("request_success_total", at(Figure::Finished, 2)),
+    ("request_success", at(Figure::Finished, 2)),
+    ("generation_tokens_total", at(Figure::Generated, 2)),
+    ("generation_tokens", at(Figure::Generated, 2)),
+    ("cache_config_info", Meaning::CacheConfig(2)),
+    ("engine_sleep_state", Meaning::Sleep),
+    ("lora_requests_info", Meaning::Adapters),
+];
 
 /// SGLang. The capacity is a gauge in new versions, labels of `cache_config_info` in older ones, two
 /// gauges in between; where there are several, they agree.
-fn sglang(name: &[u8]) -> Option<Meaning> {
-    Some(match name {
-        b"num_running_reqs" => Meaning::Figure(Figure::Running, 2),
-        b"num_queue_reqs" => Meaning::Figure(Figure::Waiting, 2),
-        b"token_usage" => Meaning::Figure(Figure::KvUsage, 2),
-        b"prompt_tokens_total" => Meaning::Figure(Figure::PrefixQueries, 2),
-        // By source (device, host, storage), which exclude each other.
-        b"cached_tokens_total" => Meaning::Figure(Figure::PrefixHits, 2),
-        b"cache_hit_rate" => Meaning::Figure(Figure::HitRate, 2),
-        b"num_requests_total" => Meaning::Figure(Figure::Finished, 2),
-        b"generation_tokens_total" => Meaning::Figure(Figure::Generated, 2),
-        b"max_total_num_tokens" => Meaning::Figure(Figure::Capacity, 2),
-        b"cache_config_info" => Meaning::CacheConfig(4),
-        b"num_pages" => Meaning::Figure(Figure::Blocks, 2),
-        b"page_size" => Meaning::Figure(Figure::BlockTokens, 2),
-        _ => return None,
-    })
-}
+const SGLANG: &Engine = &[
+    ("num_running_reqs", at(Figure::Running, 2)),
+    ("num_queue_reqs", at(Figure::Waiting, 2)),
+    ("token_usage", at(Figure::KvUsage, 2)),
+    ("prompt_tokens_total", at(Figure::PrefixQueries, 2)),
+    // By source (device, host, storage), which exclude each other.
+    ("cached_tokens_total", at(Figure::PrefixHits, 2)),
+    ("cache_hit_rate", at(Figure::HitRate, 2)),
+    ("num_requests_total", at(Figure::Finished, 2)),
+    ("generation_tokens_total", at(Figure::Generated, 2)),
+    ("max_total_num_tokens", at(Figure::Capacity, 2)),
+    ("cache_config_info", Meaning::CacheConfig(4)),
+    ("num_pages", at(Figure::Blocks, 2)),
+    ("page_size", at(Figure::BlockTokens, 2)),
+];
 
 /// TensorRT-LLM's own server, from 1.3 on.
-fn tensorrt_llm(name: &[u8]) -> Option<Meaning> {
-    Some(match name {
-        b"num_requests_running" => Meaning::Figure(Figure::Running, 2),
-        b"num_requests_waiting" => Meaning::Figure(Figure::Waiting, 2),
-        b"kv_cache_utilization" => Meaning::Figure(Figure::KvUsage, 2),
-        b"prompt_tokens_total" => Meaning::Figure(Figure::PrefixQueries, 2),
-        b"prompt_cached_tokens_total" => Meaning::Figure(Figure::PrefixHits, 2),
-        b"kv_cache_hit_rate" => Meaning::Figure(Figure::HitRate, 2),
-        b"request_success_total" => Meaning::Figure(Figure::Finished, 2),
-        b"num_requests_completed_total" => Meaning::Figure(Figure::Finished, 4),
-        b"generation_tokens_total" => Meaning::Figure(Figure::Generated, 2),
-        b"kv_cache_max_blocks" => Meaning::Figure(Figure::Blocks, 2),
-        b"kv_cache_tokens_per_block" => Meaning::Figure(Figure::BlockTokens, 2),
-        _ => return None,
-    })
-}
+const TENSORRT_LLM: &Engine = &[
+    ("num_requests_running", at(Figure::Running, 2)),
+    ("num_requests_waiting", at(Figure::Waiting, 2)),
+    ("kv_cache_utilization", at(Figure::KvUsage, 2)),
+    ("prompt_tokens_total", at(Figure::PrefixQueries, 2)),
+    ("prompt_cached_tokens_total", at(Figure::PrefixHits, 2)),
+    ("kv_cache_hit_rate", at(Figure::HitRate, 2)),
+    ("request_success_total", at(Figure::Finished, 2)),
+    ("num_requests_completed_total", at(Figure::Finished, 4)),
+    ("generation_tokens_total", at(Figure::Generated, 2)),
+    ("kv_cache_max_blocks", at(Figure::Blocks, 2)),
+    ("kv_cache_tokens_per_block", at(Figure::BlockTokens, 2)),
+];
 
 /// The TensorRT-LLM backend of Triton.
-fn triton(name: &[u8]) -> Option<Meaning> {
-    match name {
-        b"request_metrics" => Some(Meaning::TritonRequests),
-        b"kv_cache_block_metrics" => Some(Meaning::TritonBlocks),
-        _ => None,
-    }
-}
+const TRITON: &Engine = &[
+    ("request_metrics", Meaning::TritonRequests),
+    ("kv_cache_block_metrics", Meaning::TritonBlocks),
+];
 
 /// Hugging Face's text-generation-inference.
-fn tgi(name: &[u8]) -> Option<Meaning> {
-    Some(match name {
-        b"batch_current_size" => Meaning::Figure(Figure::Running, 2),
-        b"queue_size" => Meaning::Figure(Figure::Waiting, 2),
-        b"request_success" | b"request_success_total" => Meaning::Figure(Figure::Finished, 2),
-        _ => return None,
-    })
-}
+const TGI: &Engine = &[
+    ("batch_current_size", at(Figure::Running, 2)),
+    ("queue_size", at(Figure::Waiting, 2)),
+    ("request_success", at(Figure::Finished, 2)),
+    ("request_success_total", at(Figure::Finished, 2)),
+];
 
 /// llama.cpp. Its prompt tokens are without the cached ones.
-fn llama_cpp(name: &[u8]) -> Option<Meaning> {
-    Some(match name {
-        b"requests_processing" => Meaning::Figure(Figure::Running, 2),
-        b"requests_deferred" => Meaning::Figure(Figure::Waiting, 2),
-        b"kv_cache_usage_ratio" => Meaning::Figure(Figure::KvUsage, 2),
-        b"prompt_tokens_total" => Meaning::Figure(Figure::PrefixMisses, 2),
-        b"prompt_tokens_cached_total" => Meaning::Figure(Figure::PrefixHits, 2),
-        b"tokens_predicted_total" => Meaning::Figure(Figure::Generated, 2),
-        _ => return None,
-    })
-}
+const LLAMA_CPP: &Engine = &[
+    ("requests_processing", at(Figure::Running, 2)),
+    ("requests_deferred", at(Figure::Waiting, 2)),
+    ("kv_cache_usage_ratio", at(Figure::KvUsage, 2)),
+    ("prompt_tokens_total", at(Figure::PrefixMisses, 2)),
+    ("prompt_tokens_cached_total", at(Figure::PrefixHits, 2)),
+    ("tokens_predicted_total", at(Figure::Generated, 2)),
+];
 
 #[cfg(test)]
 mod tests {

@@ -50,13 +50,21 @@ fn explain(query: &[u8]) -> Question {
         return Question::Explain(Api::ChatCompletions);
     };
     // A browser writes a slash within a query like this.
-    let path = String::from_utf8_lossy(named)
-        .replace("%2F", "/")
-        .replace("%2f", "/");
-    match Api::from_path(path.as_bytes()) {
+    match Api::from_path(&with_slashes(named)) {
         Some(api) => Question::Explain(api),
         None => Question::Answered(Reply::unknown_api()),
     }
+}
+
+fn with_slashes(mut text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    while let Some((byte, rest)) = text.split_first() {
+        let slash = rest.strip_prefix(b"2F").or(rest.strip_prefix(b"2f"));
+        let slash = slash.filter(|_| *byte == b'%');
+        out.push(slash.map_or(*byte, |_| b'/'));
+        text = slash.unwrap_or(rest);
+    }
+    out
 }
 
 #[cfg(test)]
