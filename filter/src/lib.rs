@@ -4,6 +4,7 @@
 mod calls;
 mod host;
 mod metrics;
+mod packed;
 mod rewrite;
 mod root;
 mod scouting;

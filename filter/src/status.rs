@@ -4,6 +4,7 @@
 //! What is said is core's [`warmpath_core::status`]. The page itself is part of the module.
 
 use crate::host;
+use crate::packed::unpack;
 use crate::worker::Worker;
 use proxy_wasm::types::Action;
 use warmpath_core::Exchange;
@@ -11,7 +12,8 @@ use warmpath_core::scan::Api;
 use warmpath_core::session::header;
 use warmpath_core::status::{Question, Reply, explanation};
 
-const HTML: &str = include_str!("status.html");
+/// `status.html`, packed.
+const HTML: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/status.packed"));
 const POLICY: &str = include_str!("status.csp");
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -41,7 +43,7 @@ impl Desk {
         let find = |name| header(&headers, name).unwrap_or_default();
         let question = Question::read(find(":method"), find(":path"), &options.path);
         let reply = match question {
-            Question::Page => Reply::page(HTML, POLICY),
+            Question::Page => Reply::page(page(), POLICY),
             Question::Status => worker.report(VERSION),
             Question::Explain(api) if end_of_stream => explain(worker, api, &headers, &[]),
             Question::Explain(api) => {
@@ -77,6 +79,10 @@ impl Desk {
         }
         Action::Pause
     }
+}
+
+fn page() -> String {
+    String::from_utf8(unpack(HTML)).unwrap_or_default()
 }
 
 fn explain(worker: &mut Worker, api: Api, headers: &[(String, Vec<u8>)], body: &[u8]) -> Reply {

@@ -28,8 +28,8 @@ impl Reply {
     }
 
     /// The page, with its content security policy.
-    pub fn page(html: &str, policy: &str) -> Reply {
-        let mut reply = Reply::new(200, "text/html; charset=utf-8", html.to_owned());
+    pub fn page(html: String, policy: &str) -> Reply {
+        let mut reply = Reply::new(200, "text/html; charset=utf-8", html);
         let policy = policy.trim_end().to_owned();
         reply.headers.push(("content-security-policy", policy));
         reply
