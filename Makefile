@@ -12,6 +12,7 @@ ENVOY_VERSIONS ?= 1.36.4 1.37.0 1.38.2 1.38.3 1.39.3 1.40.0
 TOOLS         ?= .tools
 ENVOY         ?= $(TOOLS)/envoy-$(ENVOY_VERSION)/envoy
 CONCURRENCY   ?= 1,2
+CRDS          ?= $(wildcard ../shared/crds)
 ARGS          ?=
 TARGET        ?= $(sort $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs))))
 
@@ -89,7 +90,7 @@ migrate: testbed ## Print an Envoy configuration for another router's command li
 ## -- work on it
 
 .PHONY: test
-test: lint unit wasm-test build rules validate-all e2e drill-quick browser-test ## Run every check: format, lints, unit and wasm tests, configs, end to end, faults, the status page
+test: lint unit wasm-test build rules manifests validate-all e2e drill-quick browser-test ## Run every check: format, lints, unit and wasm tests, configs, end to end, faults, the status page
 
 .PHONY: lint
 lint: $(RUST) ## Check the format and the lints, natively and for wasm
@@ -118,6 +119,13 @@ wasm-test: $(RUST) $(BINDGEN) $(NODE) ## Run the core's golden tests as wasm, in
 validate-all: $(ENVOY) module testbed ## Check every configuration and manifest of envoy/, and let Envoy load what it can
 	$(STEP) 'configurations, loaded by Envoy'
 	@$(VALIDATE) --strict $$(find envoy -name '*.yaml' -not -path 'envoy/dashboards/*' -not -path 'envoy/compose/*' | sort)
+
+
+# The CRDs of Istio and Envoy Gateway are theirs and lie elsewhere: CRDS=FOLDER names a copy.
+.PHONY: manifests
+manifests: testbed ## Put the Kubernetes manifests together and check every field; CRDS=FOLDER with the CRDs of Istio and Envoy Gateway
+	$(STEP) 'manifests for Kubernetes'
+	@$(TESTBED) manifests $(if $(CRDS),--crds $(CRDS))
 
 # Tests parse every expression of alerts and dashboard; Prometheus's own tool has the last word. Where it
 # cannot be had, that is said.

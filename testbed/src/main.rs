@@ -14,6 +14,7 @@ mod envoy;
 mod handover;
 mod image;
 mod lmcache;
+mod manifests;
 mod matrix;
 mod microbench;
 mod migrate;
@@ -50,6 +51,8 @@ enum Command {
     Matrix(matrix::Args),
     /// Break one thing after another under load, and count what is lost.
     Drill(drill::Args),
+    /// Hold the Kubernetes manifests against the schemas of their kinds.
+    Manifests(manifests::Args),
     /// Show the status page to a headless Chromium and test what it does.
     BrowserTest(browser::Args),
     /// Serve the status page with plausible, moving facts until Ctrl-C.
@@ -97,6 +100,7 @@ fn main() -> anyhow::Result<()> {
         Command::E2e(args) => e2e::run(args),
         Command::Matrix(args) => matrix::run(args),
         Command::Drill(args) => drill::run(args),
+        Command::Manifests(args) => manifests::run(args),
         Command::BrowserTest(args) => browser::run(args),
         Command::StatusMock(args) => browser::run_mock(args),
         Command::Module(args) => module::run(args),
