@@ -18,6 +18,7 @@ pub(crate) mod ecds;
 mod failures;
 mod feedback;
 mod fleet;
+mod gateways;
 pub(crate) mod harness;
 mod health;
 mod hostile;
@@ -170,6 +171,7 @@ fn cases() -> Vec<Case> {
         hostile::cases(),
         disaggregation::cases(),
         ecds::cases(),
+        gateways::cases(),
     ]
     .into_iter()
     .flatten()

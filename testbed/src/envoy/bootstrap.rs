@@ -44,11 +44,19 @@ impl Bootstrap {
         let folder = path.parent().unwrap_or(Path::new("."));
         let discovery = discovery::put_in(&mut tree, folder)?;
         Ok(Self {
+            discovery,
+            ..Self::from_tree(tree)
+        })
+    }
+
+    /// A configuration that was made and not read.
+    pub fn from_tree(tree: Value) -> Self {
+        Self {
             tree,
             listeners: None,
             filter: None,
-            discovery,
-        })
+            discovery: Default::default(),
+        }
     }
 
     /// The configuration as JSON text, which Envoy reads as YAML.
@@ -108,7 +116,7 @@ impl Bootstrap {
         let mut filter = found.context("the Envoy configuration has no wasm filter")?;
         // What it is there for: a filter is known by its name.
         filter.retain(|field, _| field == "name" || field == "typed_config");
-        files::write(file, FILTER_TYPE, &[Value::Object(filter)])
+        files::write(file, files::EXTENSION, &[Value::Object(filter)])
     }
 
     /// Lets Envoy read the endpoints of a cluster from `file`, and again whenever

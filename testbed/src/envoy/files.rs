@@ -11,15 +11,17 @@ use serde_json::{Value, json};
 
 use super::bootstrap::socket_address;
 
+/// Type of a filter that is read from a file.
+pub const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 const ENDPOINTS_TYPE: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 
 /// The source of a configuration that is read from `file`.
-pub(super) fn source(file: &Path) -> Value {
+pub fn source(file: &Path) -> Value {
     json!({"path_config_source": {"path": file}, "resource_api_version": "V3"})
 }
 
 /// Writes a discovery response of these resources.
-pub(super) fn write(file: &Path, kind: &str, resources: &[Value]) -> anyhow::Result<()> {
+pub fn write(file: &Path, kind: &str, resources: &[Value]) -> anyhow::Result<()> {
     let typed = resources.iter().map(|resource| {
         let mut typed = resource.as_object().cloned().unwrap_or_default();
         typed.insert("@type".to_owned(), kind.into());
