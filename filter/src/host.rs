@@ -37,14 +37,36 @@ pub fn tick_every(period: Duration) {
     hostcalls::set_tick_period(period).ok();
 }
 
-/// The request's headers; only while the header or body callbacks of a held request run.
-pub fn request_headers() -> Vec<(String, Vec<u8>)> {
-    hostcalls::get_map_bytes(MapType::HttpRequestHeaders).unwrap_or_default()
+/// A request's headers, from their callback until the filter lets them go. To touch them later is a
+/// trap, so there is no other way to them, and who lets them go gives this up.
+#[derive(Debug)]
+pub struct RequestHeaders(());
+
+impl RequestHeaders {
+    /// Those of this stream; only in the request header callback.
+    pub fn held() -> Self {
+        RequestHeaders(())
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<(String, Vec<u8>)> {
+        hostcalls::get_map_bytes(MapType::HttpRequestHeaders).unwrap_or_default()
+    }
+
+    /// Sets or removes one.
+    pub fn set(&self, name: &str, value: Option<&[u8]>) {
+        hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, value).ok();
+    }
 }
 
-/// Sets or removes a request header, under the same condition.
-pub fn set_request_header(name: &str, value: Option<&[u8]>) {
-    hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, value).ok();
+/// Sets `wasm.NAME` in the stream's filter state; as long as there is a request.
+pub fn set_filter_state(name: &str, value: &[u8]) {
+    hostcalls::set_property(vec![name], Some(value)).ok();
+}
+
+/// Lets Envoy match the route again when it is next needed.
+pub fn clear_route_cache() {
+    hostcalls::call_foreign_function("clear_route_cache", None).ok();
 }
 
 /// The response's status; only in the response header callback.
@@ -110,6 +132,13 @@ pub fn upstream_address() -> Option<Vec<u8>> {
     hostcalls::get_property(vec!["upstream", "address"])
         .ok()
         .flatten()
+}
+
+/// How often Envoy has sent the request, once it was answered.
+pub fn attempts() -> Option<u64> {
+    let count = hostcalls::get_property(vec!["upstream", "request_attempt_count"]);
+    let count = count.ok().flatten()?;
+    Some(u64::from_le_bytes(*count.first_chunk()?))
 }
 
 /// Whether the client ended the stream, by closing its connection or by a reset; only when the stream

@@ -9,6 +9,7 @@ mod rewrite;
 mod root;
 mod scouting;
 mod status;
+mod steering;
 mod stream;
 #[cfg(feature = "trap")]
 mod trap;

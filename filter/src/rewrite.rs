@@ -1,11 +1,17 @@
 //! Changes of a request's body.
 
 use crate::host;
+use crate::steering::Steering;
 use warmpath_core::splice::{self, Change};
 
 /// Makes these changes in what is held of a body, and in the header that tells its length; false if they
 /// cannot be made. Nothing is touched if there is nothing to change.
-pub fn rewrite(changes: &[Change], held_bytes: usize, content_length: Option<usize>) -> bool {
+pub fn rewrite(
+    steering: &Steering,
+    changes: &[Change],
+    held_bytes: usize,
+    content_length: Option<usize>,
+) -> bool {
     if changes.is_empty() {
         return true;
     }
@@ -16,8 +22,7 @@ pub fn rewrite(changes: &[Change], held_bytes: usize, content_length: Option<usi
         return false;
     };
     if let Some(length) = content_length {
-        let length = (length + changed.len()).saturating_sub(body.len());
-        host::set_request_header("content-length", Some(length.to_string().as_bytes()));
+        steering.set_length((length + changed.len()).saturating_sub(body.len()));
     }
     host::replace_request_body(&changed);
     true

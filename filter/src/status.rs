@@ -8,6 +8,7 @@ use crate::packed::unpack;
 use crate::worker::Worker;
 use proxy_wasm::types::Action;
 use warmpath_core::Exchange;
+use warmpath_core::config::SteerBy;
 use warmpath_core::scan::Api;
 use warmpath_core::session::header;
 use warmpath_core::status::{Question, Reply, explanation};
@@ -39,7 +40,7 @@ impl Desk {
         if host::filter_chain()?.as_slice() != options.filter_chain.as_bytes() {
             return None;
         }
-        let headers = host::request_headers();
+        let headers = host::RequestHeaders::held().all();
         let find = |name| header(&headers, name).unwrap_or_default();
         let question = Question::read(find(":method"), find(":path"), &options.path);
         let reply = match question {
@@ -54,6 +55,14 @@ impl Desk {
         };
         respond(&reply);
         Some(Desk::Done)
+    }
+
+    /// What becomes of the headers: those of a request that is answered go nowhere.
+    pub fn headers(&self, worker: &mut Worker) -> Action {
+        match (self, worker.router().config().steer_by) {
+            (Desk::Reading { .. }, SteerBy::FilterState) => Action::Continue,
+            _ => Action::Pause,
+        }
     }
 
     /// More of the body came; `size` is all that is held by now.

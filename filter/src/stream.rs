@@ -55,7 +55,7 @@ impl HttpContext for Stream {
         with(&self.worker, |worker| {
             *desk = Desk::open(worker, end_of_stream);
             match desk {
-                Some(_) => Action::Pause,
+                Some(desk) => desk.headers(worker),
                 None => worker.request_headers(context, end_of_stream),
             }
         })

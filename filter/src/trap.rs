@@ -16,7 +16,7 @@ const HERE: &[u8] = b"here";
 
 /// Sets the trap if the request asks for it; only in the request header callback.
 pub fn set() {
-    let headers = host::request_headers();
+    let headers = host::RequestHeaders::held().all();
     match headers.iter().find(|(name, _)| name == HEADER) {
         Some((_, value)) if value == HERE => std::process::abort(),
         Some(_) => SharedData::default().set(KEY, SET),

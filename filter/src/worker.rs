@@ -1,12 +1,14 @@
 //! One worker thread's part in one config: the router, and the requests it has under way.
 
 use crate::calls::Outstanding;
-use crate::host::{self, SharedData};
+use crate::host::{self, RequestHeaders, SharedData};
 use crate::metrics::{EnvoyStats, Metrics};
 use crate::rewrite::rewrite;
+use crate::steering::Steering;
 use log::{Level, debug, log_enabled, warn};
 use proxy_wasm::types::Action;
 use warmpath_core::address::RANK_HEADER;
+use warmpath_core::config::SteerBy;
 use warmpath_core::disaggregation::Note;
 use warmpath_core::feedback::Finding;
 use warmpath_core::hash::Table;
@@ -46,6 +48,7 @@ pub enum Phase {
 pub struct Request {
     pub exchange: Exchange,
     pub phase: Phase,
+    steering: Steering,
     held_us: u64,
     read: usize,
     /// What Envoy holds of the body while the request is not sent.
@@ -91,6 +94,7 @@ pub struct Worker {
     /// Calls under way, by token, with the time they were made; as many as there are engines.
     pub(crate) calls: Table<u32, (Call, u64)>,
     pub(crate) warned_of_cluster: bool,
+    warned_of_steering: bool,
     reporter: Reporter,
 }
 
@@ -99,15 +103,20 @@ impl Worker {
     pub fn new(config: Config) -> Self {
         let now_us = host::now_us();
         let pools = config.pools.iter().map(|pool| pool.name.as_str());
+        let holding = match config.steer_by {
+            SteerBy::Headers => Holding::Untried { stranded: 0 },
+            SteerBy::FilterState => Holding::Works,
+        };
         let store = SharedData::default();
         Worker {
             metrics: Metrics::new(EnvoyStats, pools, now_us),
             router: Router::new(config, store.clone(), now_us),
             store,
             requests: Table::default(),
-            holding: Holding::Untried { stranded: 0 },
+            holding,
             calls: Table::default(),
             warned_of_cluster: false,
+            warned_of_steering: false,
             reporter: Reporter::default(),
         }
     }
@@ -129,12 +138,13 @@ impl Worker {
     /// The request's headers came.
     pub fn request_headers(&mut self, context: u32, end_of_stream: bool) -> Action {
         let now_us = host::now_us();
-        let headers = host::request_headers();
+        let held = RequestHeaders::held();
+        let headers = held.all();
         let names = &self.router.config().headers;
         for name in [names.destination.as_str(), &names.cluster, RANK_HEADER] {
             // Whatever a client sends here must never steer anything.
             if headers.iter().any(|(key, _)| key == name) {
-                host::set_request_header(name, None);
+                held.set(name, None);
             }
         }
         let id = log_enabled!(Level::Debug)
@@ -147,6 +157,7 @@ impl Worker {
         let mut request = Box::new(Request {
             exchange: Exchange::default(),
             phase: Phase::Held,
+            steering: Steering::Headers(held),
             held_us: now_us,
             read: 0,
             held_bytes: 0,
@@ -170,7 +181,12 @@ impl Worker {
             let fallback = Fallback::StopIterationMissing;
             step = request.exchange.give_up(&mut self.router, fallback, now_us);
         }
-        let action = self.apply(&mut request, step);
+        let mut action = self.apply(&mut request, step);
+        let waits = action == Action::Pause && request.phase != Phase::Answered;
+        if waits && self.router.config().steer_by == SteerBy::FilterState {
+            request.steering.let_go();
+            action = Action::Continue;
+        }
         self.requests.insert(context, request);
         action
     }
@@ -249,6 +265,15 @@ impl Worker {
                 && let Some(span) = &request.span
             {
                 self.metrics.retried(span.pool());
+                if !self.warned_of_steering && host::attempts() == Some(1) {
+                    self.warned_of_steering = true;
+                    warn!(
+                        "Envoy sent a request to {}, which was not the first choice: does the \
+                         cluster have the policy `override_host`, and with `steer_by` set to \
+                         `filter_state`, do a `buffer` and a `header_mutation` filter follow?",
+                        String::from_utf8_lossy(&address)
+                    );
+                }
             }
             let now_us = host::now_us();
             let response = Response {
@@ -401,7 +426,8 @@ impl Worker {
         }
         warn!(
             "{} held request(s) whose body Envoy did not show: set \
-             `allow_on_headers_stop_iteration: true` in the wasm filter's `config`; \
+             `allow_on_headers_stop_iteration: true` in the wasm filter's `config`, or where that \
+             cannot be, `steer_by` to `filter_state` in the plugin's configuration; \
              they are routed by their headers alone",
             found.len()
         );
@@ -549,10 +575,11 @@ impl Worker {
             Step::Route(decision) => return self.route(request, decision),
             Step::Pass { pool, fallback } => {
                 self.metrics.fell_back(fallback);
-                self.set_cluster(pool);
+                self.set_cluster(&request.steering, pool);
             }
             Step::Answer(answer) => return self.answer(request, &answer),
         }
+        request.steering.finish();
         request.phase = Phase::Sent;
         Action::Continue
     }
@@ -583,6 +610,7 @@ impl Worker {
             return self.answer(request, &answer);
         }
         if !rewrite(
+            &request.steering,
             &decision.changes,
             request.held_bytes,
             request.content_length,
@@ -592,18 +620,19 @@ impl Worker {
         }
         let decision = &decision;
         for (name, value) in &decision.headers {
-            host::set_request_header(name, Some(value.as_bytes()));
+            request.steering.set(name, value.as_bytes());
         }
         let destination = self.router.destination(decision);
         let config = self.router.config();
-        host::set_request_header(&config.headers.destination, Some(destination.as_bytes()));
+        let steering = &request.steering;
+        steering.set(&config.headers.destination, destination.as_bytes());
         let first = decision.ranked.first();
         if let Some(rank) = first.and_then(|first| self.router.rank(*first)) {
-            host::set_request_header(RANK_HEADER, Some(rank.to_string().as_bytes()));
+            steering.set(RANK_HEADER, rank.to_string().as_bytes());
         }
-        self.set_cluster(Some(decision.pool));
+        self.set_cluster(steering, Some(decision.pool));
         if request.exchange.feedback().asks_load() {
-            host::set_request_header(orca::REQUEST_HEADER, Some(b"TEXT"));
+            request.steering.set(orca::REQUEST_HEADER, b"TEXT");
         }
         if let Some(fallback) = decision.fallback {
             self.metrics.fell_back(fallback);
@@ -625,14 +654,15 @@ impl Worker {
             "{}: {policy}; {reason}; {destination}",
             String::from_utf8_lossy(id)
         );
+        request.steering.finish();
         request.phase = Phase::Sent;
         Action::Continue
     }
 
-    fn set_cluster(&self, pool: Option<usize>) {
+    fn set_cluster(&self, steering: &Steering, pool: Option<usize>) {
         let config = self.router.config();
         if let Some(pool) = pool.and_then(|pool| config.pools.get(pool)) {
-            host::set_request_header(&config.headers.cluster, Some(pool.cluster.as_bytes()));
+            steering.set(&config.headers.cluster, pool.cluster.as_bytes());
         }
     }
 

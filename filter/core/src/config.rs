@@ -68,6 +68,8 @@ pub struct Config {
     pub session_key: Vec<KeySource>,
     /// Header names.
     pub headers: HeaderNames,
+    /// How Envoy is told of decisions that need the body.
+    pub steer_by: SteerBy,
     /// Bounds.
     pub limits: Limits,
     /// How Envoy is asked for its endpoints and their health, if it is.
@@ -82,6 +84,16 @@ pub struct Config {
     pub debug_headers: bool,
     /// The status page, if it is served.
     pub status: Option<StatusOptions>,
+}
+
+/// How Envoy is told of decisions that need the body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SteerBy {
+    /// By the request's headers, which the filter holds until it has decided.
+    #[default]
+    Headers,
+    /// By the stream's filter state; other filters hold the headers and set them from it.
+    FilterState,
 }
 
 /// Names of the headers that are read and set.
@@ -189,6 +201,9 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
     let headers = fields
         .optional(reader, "headers", headers)
         .unwrap_or_default();
+    let steer_by = fields
+        .optional(reader, "steer_by", steer_by)
+        .unwrap_or_default();
     let limits = fields
         .optional(reader, "limits", limits)
         .unwrap_or_default();
@@ -242,6 +257,7 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
         default_pool,
         session_key,
         headers,
+        steer_by,
         limits,
         discovery,
         scrape,
@@ -390,6 +406,14 @@ fn headers(reader: &mut Reader, path: &str, value: &Value) -> Option<HeaderNames
         pool,
         priority,
         request_id,
+    })
+}
+
+fn steer_by(reader: &mut Reader, path: &str, value: &Value) -> Option<SteerBy> {
+    let (kind, _) = reader.tagged(path, value, &["headers", "filter_state"])?;
+    Some(match kind {
+        "headers" => SteerBy::Headers,
+        _ => SteerBy::FilterState,
     })
 }
 

@@ -24,7 +24,7 @@ fn rows_of_choices_name_them_all() {
             }
         }
     }
-    assert_eq!(checked, 8, "two for each");
+    assert_eq!(checked, 10, "two for each");
 }
 
 #[test]

@@ -43,7 +43,7 @@ const ROOMS: [&str; 4] = ["filter", "envoy", "testbed", "docs"];
 const DEFAULT: usize = 3;
 const BOUNDS: usize = 4;
 /// Choices that a configuration makes once, so that an example can show only one of them.
-const MADE_ONCE: [&str; 3] = ["discovery", "scrape", "health.none_usable"];
+const MADE_ONCE: [&str; 4] = ["discovery", "scrape", "steer_by", "health.none_usable"];
 
 fn parsed(config: Value) -> Config {
     Config::parse(config.to_string().as_bytes()).expect("a valid config")

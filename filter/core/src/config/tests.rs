@@ -20,6 +20,7 @@ fn the_smallest_config_gets_every_default() {
     assert_eq!(config.limits, Limits::default());
     assert!(config.feedback.usage && !config.feedback.orca);
     assert!(!config.debug_headers);
+    assert_eq!(config.steer_by, SteerBy::Headers);
 }
 
 #[test]
@@ -258,4 +259,19 @@ fn admission_needs_a_bound_and_tokens_need_prompts() {
             r#"config.pools[0].admission: got {"retry_after_s":1}, want `max_requests`, `max_queued_tokens` or both"#
         ]
     );
+}
+
+#[test]
+fn there_are_two_ways_to_steer() {
+    let parse = |way: &str| {
+        let pool = r#"{"name": "p", "endpoints": {"static": []}}"#;
+        let json = format!(r#"{{"pools": [{pool}], "steer_by": {way}}}"#);
+        Config::parse(json.as_bytes()).map(|config| config.steer_by)
+    };
+    assert_eq!(parse(r#""headers""#).unwrap(), SteerBy::Headers);
+    assert_eq!(parse(r#""filter_state""#).unwrap(), SteerBy::FilterState);
+    let errors = parse(r#""metadata""#).unwrap_err();
+    let told = errors.first().unwrap().to_string();
+    let want = "config.steer_by: got \"metadata\", want one of headers, filter_state";
+    assert_eq!((errors.len(), told.as_str()), (1, want));
 }
