@@ -17,6 +17,7 @@ mod disaggregation;
 pub(crate) mod ecds;
 mod failures;
 mod feedback;
+mod filter_state;
 mod fleet;
 mod gateways;
 pub(crate) mod harness;
@@ -172,6 +173,7 @@ fn cases() -> Vec<Case> {
         disaggregation::cases(),
         ecds::cases(),
         gateways::cases(),
+        filter_state::cases(),
     ]
     .into_iter()
     .flatten()

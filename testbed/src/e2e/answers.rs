@@ -6,6 +6,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use super::client::{Call, Reply};
+use super::counters::counted;
 use super::harness::{Context, Stack, StackSpec, eventually};
 use super::{Case, named};
 
@@ -118,8 +119,15 @@ async fn without_stop_iteration_requests_do_not_hang(context: &Context) -> anyho
         "answered after {:?}",
         start.elapsed()
     );
-    eventually("the log names the missing field", async || {
-        Ok(stack.envoy()?.log()?.contains(FIELD).then_some(()))
-    })
-    .await
+    eventually(
+        "the log names the missing field, and what to do without",
+        async || {
+            let log = stack.envoy()?.log()?;
+            let mut lines = log.lines().filter(|line| line.contains(FIELD));
+            Ok(lines.any(|it| it.contains("`steer_by`")).then_some(()))
+        },
+    )
+    .await?;
+    let cause = [("cause", "stop_iteration_missing")];
+    counted(&stack, "warmpath_fallbacks_total", &cause, 1).await
 }

@@ -10,6 +10,8 @@ mod fields;
 mod handshake;
 mod limits;
 
+pub(super) use handshake::every_way;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -34,7 +36,7 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 const MODEL: &str = "llama-3-8b";
-const ALL: [Connector; 4] = [
+pub(super) const ALL: [Connector; 4] = [
     Connector::Nixl,
     Connector::P2pNccl,
     Connector::Mooncake,
@@ -42,7 +44,7 @@ const ALL: [Connector; 4] = [
 ];
 
 /// The stack of a connector, without anything that depends on the minute.
-fn spec(connector: Connector) -> StackSpec {
+pub(super) fn spec(connector: Connector) -> StackSpec {
     StackSpec::disaggregated(connector).option("scrape", json!("off"))
 }
 

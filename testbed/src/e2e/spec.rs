@@ -71,6 +71,12 @@ impl StackSpec {
         spec.bootstrap(move |bootstrap| bootstrap.read_filter_from(&file))
     }
 
+    /// From another of the shipped configurations.
+    pub fn from_file(mut self, file: &'static str) -> Self {
+        self.file = Some(file);
+        self
+    }
+
     /// As shipped for disaggregation but for active health checks: pool `llama-prefill` with 2 engines
     /// and pool `llama`, which decodes, with 2, all with this connector. Prompts of 16 tokens and more
     /// are disaggregated.

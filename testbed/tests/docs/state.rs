@@ -122,8 +122,8 @@ fn parts_of_the_fleet_are_as_long_as_the_page_says() {
     });
     let wanted = format!("{} for each rank", rank - engine);
     assert!(row.contains(&wanted), "no {wanted:?} in {row}");
-    let all = fleet.engines.values_mut();
-    all.for_each(|engine| engine.ranks.clear());
+    let all = fleet.engines.iter_mut();
+    all.for_each(|(_, engine)| engine.ranks.clear());
     let described = fleet_bytes(&mut fleet, |fleet| {
         let cluster = fleet.clusters.get_mut("abc").expect("a cluster");
         cluster.metadata.push((at, Metadata::default()));
@@ -132,8 +132,8 @@ fn parts_of_the_fleet_are_as_long_as_the_page_says() {
     assert!(row.contains(&wanted), "no {wanted:?} in {row}");
     fleet
         .clusters
-        .values_mut()
-        .for_each(|it| it.metadata.clear());
+        .iter_mut()
+        .for_each(|(_, it)| it.metadata.clear());
     let lora = fleet_bytes(&mut fleet, |fleet| {
         let loras = &mut fleet.engines.get_mut(&at).expect("an engine").loras;
         loras.push((1, true));

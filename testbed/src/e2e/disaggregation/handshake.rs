@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::client::{Call, Transport};
 use super::super::counters::counted;
-use super::super::harness::{Context, Stack};
+use super::super::harness::{Context, Stack, StackSpec};
 use super::super::{Case, named};
 use super::{ALL, MODEL, Moment, ask, decodes_alone, is_whole, prompt, spec};
 use crate::engine::Connector;
@@ -26,24 +26,24 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 async fn nixl_kv_comes_from_the_named_engine(context: &Context) -> anyhow::Result<()> {
-    every_way(context, Connector::Nixl).await
+    every_way(context, spec(Connector::Nixl)).await
 }
 
 async fn p2p_nccl_kv_comes_from_the_named_engine(context: &Context) -> anyhow::Result<()> {
-    every_way(context, Connector::P2pNccl).await
+    every_way(context, spec(Connector::P2pNccl)).await
 }
 
 async fn mooncake_kv_comes_from_the_named_engine(context: &Context) -> anyhow::Result<()> {
-    every_way(context, Connector::Mooncake).await
+    every_way(context, spec(Connector::Mooncake)).await
 }
 
 async fn sglang_kv_comes_from_the_named_engine(context: &Context) -> anyhow::Result<()> {
-    every_way(context, Connector::Sglang).await
+    every_way(context, spec(Connector::Sglang)).await
 }
 
 /// Chats and completions, streamed and whole, over both versions of HTTP.
-async fn every_way(context: &Context, connector: Connector) -> anyhow::Result<()> {
-    let stack = Stack::start(context, spec(connector)).await?;
+pub(in super::super) async fn every_way(context: &Context, spec: StackSpec) -> anyhow::Result<()> {
+    let stack = Stack::start(context, spec).await?;
     let ways = [
         (false, Transport::Http1),
         (true, Transport::Http1),
