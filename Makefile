@@ -120,7 +120,6 @@ validate-all: $(ENVOY) module testbed ## Check every configuration and manifest 
 	$(STEP) 'configurations, loaded by Envoy'
 	@$(VALIDATE) --strict $$(find envoy -name '*.yaml' -not -path 'envoy/dashboards/*' -not -path 'envoy/compose/*' | sort)
 
-
 # The CRDs of Istio and Envoy Gateway are theirs and lie elsewhere: CRDS=FOLDER names a copy.
 .PHONY: manifests
 manifests: testbed ## Put the Kubernetes manifests together and check every field; CRDS=FOLDER with the CRDs of Istio and Envoy Gateway

@@ -61,7 +61,10 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let module = args.module;
     let loader = args.envoy.map(|envoy| envoy::Loader { envoy, module });
-    let reports = check(&args.file, loader.as_ref());
+    let mut reports = check(&args.file, loader.as_ref());
+    if args.strict {
+        reports.iter_mut().for_each(Report::tighten);
+    }
     match args.json {
         true => println!(
             "{}",
@@ -71,7 +74,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             .iter()
             .for_each(|report| print!("{}", report.shown())),
     }
-    let status = status(&reports, args.strict);
+    let status = status(&reports);
     if status != 0 {
         std::process::exit(status);
     }
@@ -272,14 +275,14 @@ fn ask_envoy(loader: &envoy::Loader, text: &str, report: &mut Report) {
 }
 
 /// The status that the process ends with.
-fn status(reports: &[Report], strict: bool) -> i32 {
-    let any = |level| reports.iter().any(|report| report.count(level) > 0);
+fn status(reports: &[Report]) -> i32 {
+    let errors = reports.iter().any(|report| report.count(Level::Error) > 0);
     let unreadable = reports.iter().any(|report| report.unreadable.is_some());
     let plugins: usize = reports.iter().map(|report| report.plugins).sum();
     let envoy = reports.iter().any(|report| report.envoy);
     match () {
         () if unreadable || (plugins == 0 && !envoy) => 2,
-        () if any(Level::Error) || (strict && any(Level::Warning)) => 1,
+        () if errors => 1,
         () => 0,
     }
 }

@@ -80,6 +80,13 @@ impl Report {
         of_level.count()
     }
 
+    /// Makes errors of warnings.
+    pub fn tighten(&mut self) {
+        for finding in &mut self.findings {
+            finding.level = Level::Error;
+        }
+    }
+
     /// What there is to say, the last line being the verdict.
     pub fn shown(&self) -> String {
         let file = &self.file;

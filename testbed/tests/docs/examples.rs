@@ -16,18 +16,22 @@ use crate::pages::{Block, Page, page, pages, root};
 
 /// The line before a block that is no configuration.
 const MARK: &str = "<!-- not a configuration -->";
-/// Fields of Envoy's configuration whose parts pages show by themselves.
-const ENVOY: [&str; 12] = [
+/// Fields of Envoy's configuration, and of the rules of an HTTPRoute, that pages show by themselves.
+const PARTS: [&str; 16] = [
     "access_log",
     "admin",
+    "backendRefs",
     "circuit_breakers",
     "lb_endpoints",
+    "matches",
     "outlier_detection",
+    "path_config_source",
     "resources",
     "retry_policy",
     "static_resources",
     "stats_config",
     "stats_tags",
+    "timeouts",
     "transport_socket",
     "typed_config",
 ];
@@ -71,12 +75,12 @@ fn placed(part: Value) -> Option<Value> {
     let names: Vec<&str> = part.as_object()?.keys().map(String::as_str).collect();
     let is_manifest = names.contains(&"apiVersion") && names.contains(&"kind");
     let is_cluster = part.get("name").is_some() && part.get("type").is_some();
-    let is_envoy = names.iter().all(|name| ENVOY.contains(name));
+    let is_part = names.iter().all(|name| PARTS.contains(name));
     if names.contains(&"http_filters") {
         let chain = json!({"filters": [{"typed_config": part}]});
         return Some(json!({"name": "inference", "filter_chains": [chain]}));
     }
-    let is_known = names.contains(&"pools") || is_manifest || is_cluster || is_envoy;
+    let is_known = names.contains(&"pools") || is_manifest || is_cluster || is_part;
     is_known.then_some(part)
 }
 
