@@ -96,7 +96,6 @@ const GATEWAY: &[&str] = &[
 
 const HTTP_ROUTE: &[&str] = &[
     "spec.parentRefs[].name",
-    "spec.rules[].name",
     "spec.rules[].matches[].path.type",
     "spec.rules[].matches[].path.value",
     "spec.rules[].matches[].headers[].type",

@@ -45,7 +45,6 @@ fn second_pool(overlay: Overlay, documents: &mut [Value]) -> anyhow::Result<()> 
         Overlay::EnvoyGateway(..) => format!("httproute/{namespace}/inference/rule/1"),
     };
     let rule = json!({
-        "name": "second",
         "matches": [{
             "path": {"type": "PathPrefix", "value": "/"},
             "headers": [{"type": "Exact", "name": "x-warmpath-cluster", "value": cluster}],
