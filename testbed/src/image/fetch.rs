@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail, ensure};
 use flate2::read::GzDecoder;
 use serde_json::Value;
 
-use super::layout::text;
+use super::layout::{list, text};
 use super::push::Repository;
 use super::variant::{FILES_LAYER, MODULE_FILE, MODULE_LAYER};
 use crate::digest::sha256;
@@ -43,7 +43,7 @@ pub(super) async fn fetch(from: &Repository, reference: &str) -> anyhow::Result<
     );
     let digest = format!("sha256:{}", sha256(&manifest));
     let manifest: Value = serde_json::from_slice(&manifest)?;
-    let layers = manifest["layers"].as_array().context("no layers")?;
+    let layers = list(&manifest, "layers")?;
     let module = match compat(from, layers).await {
         Ok(module) => module,
         Err(compat) => match oci(from, layers).await {
@@ -77,7 +77,8 @@ async fn compat(from: &Repository, layers: &[Value]) -> anyhow::Result<Vec<u8>> 
 async fn oci(from: &Repository, layers: &[Value]) -> anyhow::Result<Vec<u8>> {
     ensure!(layers.len() == 2, "{} layers", layers.len());
     let mut kinds = layers.iter();
-    let layer = kinds.find(|layer| layer["mediaType"] == MODULE_LAYER);
+    let layer =
+        kinds.find(|layer| text(layer, "/mediaType").is_ok_and(|kind| kind == MODULE_LAYER));
     let layer = layer.with_context(|| format!("no layer {MODULE_LAYER}"))?;
     from.blob(text(layer, "/digest")?).await
 }

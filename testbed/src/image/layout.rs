@@ -113,7 +113,7 @@ impl Layout {
         };
         let mut layout = Self::default();
         let index: Value = serde_json::from_slice(&read("index.json")?)?;
-        for entry in index["manifests"].as_array().context("no manifests")? {
+        for entry in list(&index, "manifests")? {
             let digest = text(entry, "/digest")?.to_owned();
             let manifest = read(&blob_name(&digest))?;
             for descriptor in described(&serde_json::from_slice(&manifest)?) {
@@ -122,8 +122,12 @@ impl Layout {
                 layout.blobs.insert(digest, content);
             }
             layout.blobs.insert(digest.clone(), manifest);
-            let tag = entry["annotations"][TAG].as_str().context("no tag")?;
-            layout.tags.insert(tag.to_owned(), digest);
+            let tag = entry
+                .get("annotations")
+                .and_then(|it| it.get(TAG)?.as_str());
+            layout
+                .tags
+                .insert(tag.context("no tag")?.to_owned(), digest);
         }
         for (digest, content) in &layout.blobs {
             let sum = format!("sha256:{}", sha256(content));
@@ -136,8 +140,14 @@ impl Layout {
 /// What a manifest describes: the configuration, and the layers in their order.
 pub(super) fn described(manifest: &Value) -> Vec<Value> {
     let config = manifest.get("config").into_iter();
-    let layers = manifest["layers"].as_array().into_iter().flatten();
+    let layers = list(manifest, "layers").into_iter().flatten();
     config.chain(layers).cloned().collect()
+}
+
+/// A list of a JSON document.
+pub(super) fn list<'a>(value: &'a Value, field: &str) -> anyhow::Result<&'a Vec<Value>> {
+    let found = value.get(field).and_then(Value::as_array);
+    found.with_context(|| format!("no {field}"))
 }
 
 /// A text within a JSON document.

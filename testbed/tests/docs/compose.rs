@@ -232,12 +232,13 @@ fn prometheus_and_grafana_find_what_they_ask_for() {
     let job = &prometheus["scrape_configs"][0];
     let target = job["static_configs"][0]["targets"][0].as_str().unwrap();
     let (host, port) = target.split_once(':').unwrap();
+    let port: u16 = port.parse().unwrap();
     assert!(compose["services"][host].is_object(), "{target}");
     let envoy = yaml(&format!("{FOLDER}/envoy.yaml"));
     let listeners = envoy["static_resources"]["listeners"].as_array().unwrap();
     let listener = listeners
         .iter()
-        .find(|it| it["address"]["socket_address"]["port_value"].to_string() == port);
+        .find(|it| it["address"]["socket_address"]["port_value"] == port);
     let routes = listener.expect("a listener for Prometheus").to_string();
     let path = job["metrics_path"].as_str().unwrap();
     assert!(routes.contains(&format!("\"path\":\"{path}\"")), "{routes}");
