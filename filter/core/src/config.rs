@@ -410,7 +410,8 @@ fn headers(reader: &mut Reader, path: &str, value: &Value) -> Option<HeaderNames
 }
 
 fn steer_by(reader: &mut Reader, path: &str, value: &Value) -> Option<SteerBy> {
-    let (kind, _) = reader.tagged(path, value, &["headers", "filter_state"])?;
+    let (kind, value) = reader.tagged(path, value, &["headers", "filter_state"])?;
+    reader.no_options(&format!("{path}.{kind}"), value);
     Some(match kind {
         "headers" => SteerBy::Headers,
         _ => SteerBy::FilterState,

@@ -50,7 +50,7 @@ const BUFFER: &str = "envoy.filters.http.buffer";
 const PATIENCE: Duration = Duration::from_secs(1);
 
 fn spec() -> StackSpec {
-    StackSpec::shipped().from_file(FILE)
+    StackSpec::shipped().with_file(FILE)
 }
 
 /// A chat whose model and session stand at the end of the body.

@@ -72,7 +72,7 @@ impl StackSpec {
     }
 
     /// From another of the shipped configurations.
-    pub fn from_file(mut self, file: &'static str) -> Self {
+    pub fn with_file(mut self, file: &'static str) -> Self {
         self.file = Some(file);
         self
     }
