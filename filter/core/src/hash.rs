@@ -8,7 +8,10 @@
 //! SIMD). Two hashes are combined with [`mix`], which needs only 64-bit multiplications: wasm has
 //! no 128-bit product.
 
-use std::collections::HashMap;
+mod table;
+
+pub use table::Table;
+
 use std::hash::{BuildHasher, Hasher};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -86,9 +89,6 @@ const fn finalise(mut x: u64) -> u64 {
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
 }
-
-/// A hash map. Who may choose its keys must not know its seed.
-pub type Table<K, V> = HashMap<K, V, Seed>;
 
 /// Sets the hashes of a [`Table`] apart from those of others.
 #[derive(Clone, Copy, Debug, Default)]

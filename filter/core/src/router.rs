@@ -224,7 +224,7 @@ impl<S: Store> Router<S> {
             identities: Vec::new(),
             peers_busy: Vec::new(),
             words: Words::default(),
-            models: Table::with_hasher(names),
+            models: Table::with_seed(names),
             any_model: None,
             loads: Board::new(Vec::new()),
             rates: Board::new(Vec::new()),

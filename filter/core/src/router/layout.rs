@@ -234,7 +234,9 @@ impl<S: Store> Router<S> {
                 adapter: Some(hash::hash(model.as_bytes())),
             };
             // Two pools may discover the same name; the first in the config has it.
-            self.models.entry(name.into_bytes()).or_insert(target);
+            if !self.models.contains_key(name.as_bytes()) {
+                self.models.insert(name.into_bytes(), target);
+            }
         }
         let mut weights = Vec::new();
         for one in &pool.endpoints {
