@@ -14,7 +14,8 @@ use crate::image::{self, VERSION};
 use crate::sbom;
 
 /// Sources that are published as they are, and their names there.
-const AS_THEY_ARE: [(&str, &str); 3] = [
+const AS_THEY_ARE: [(&str, &str); 4] = [
+    ("filter/config.schema.json", "config.schema.json"),
     ("envoy/dashboards/warmpath.json", "warmpath-dashboard.json"),
     ("envoy/dashboards/alerts.yaml", "warmpath-alerts.yaml"),
     ("LICENSE", "LICENSE"),

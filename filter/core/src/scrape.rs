@@ -148,8 +148,8 @@ impl Timetable {
         self.endpoints.since_ms = None;
         self.metadata.since_ms = None;
         self.engines
-            .iter_mut()
-            .for_each(|(_, (turns, _))| turns.since_ms = None);
+            .values_mut()
+            .for_each(|(turns, _)| turns.since_ms = None);
     }
 }
 

@@ -117,6 +117,11 @@ impl<K, V> Sorted<K, V> {
         self.0.iter().map(|(_, value)| value)
     }
 
+    /// The values, by key, to be changed.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.0.iter_mut().map(|(_, value)| value)
+    }
+
     /// Keeps the entries that `keep` wants.
     pub fn retain(&mut self, mut keep: impl FnMut(&K, &V) -> bool) {
         self.0.retain(|(key, value)| keep(key, value));
