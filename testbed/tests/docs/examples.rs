@@ -17,7 +17,7 @@ use crate::pages::{Block, Page, page, pages, root};
 /// The line before a block that is no configuration.
 const MARK: &str = "<!-- not a configuration -->";
 /// Fields of Envoy's configuration, and of the rules of an HTTPRoute, that pages show by themselves.
-const PARTS: [&str; 16] = [
+const PARTS: [&str; 17] = [
     "access_log",
     "admin",
     "backendRefs",
@@ -28,6 +28,7 @@ const PARTS: [&str; 16] = [
     "path_config_source",
     "resources",
     "retry_policy",
+    "route_config",
     "static_resources",
     "stats_config",
     "stats_tags",
