@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 use warmpath_core::Config;
+use warmpath_core::call::CallBody;
 
 /// At least twice a second, so that a request held in vain is answered within two.
 const LONGEST_TICK_MS: u64 = 500;
@@ -17,6 +18,9 @@ const LONGEST_TICK_MS: u64 = 500;
 const SHORTEST_TICK_MS: u64 = 25;
 /// Ticks within the shortest interval of scrapes, which so spread over it.
 const TICKS_PER_INTERVAL: u64 = 8;
+
+/// Ticks from one call to the other Envoys to the next: workers' logs are read with each.
+const TICKS_PER_CALL: u64 = 2;
 
 /// What the streams of one VM and config share; `None` until a config was accepted.
 pub type Shared = Rc<RefCell<Option<Worker>>>;
@@ -33,7 +37,12 @@ impl Root {
         let discovery = config.discovery.as_ref().map(|it| it.interval_ms);
         let scrape = config.scrape.as_ref().map(|it| it.polling.interval_ms);
         let shortest = discovery.into_iter().chain(scrape).min();
+        let sync = config
+            .sync
+            .as_ref()
+            .map(|it| it.interval_ms / TICKS_PER_CALL);
         let period_ms = shortest.map_or(LONGEST_TICK_MS, |it| it / TICKS_PER_INTERVAL);
+        let period_ms = sync.map_or(period_ms, |it| it.min(period_ms));
         Duration::from_millis(period_ms.clamp(SHORTEST_TICK_MS, LONGEST_TICK_MS))
     }
 
@@ -48,7 +57,11 @@ impl Root {
     /// meanwhile.
     fn make_calls(&self) {
         for (call, http) in self.with(Worker::calls) {
-            let started = host::call(&http, None);
+            let body = match &http.body {
+                CallBody::Bytes(bytes) => Some(bytes.as_slice()),
+                CallBody::Empty | CallBody::Request(_) => None,
+            };
+            let started = host::call(&http, body);
             self.with(|worker| worker.call_started(call, started));
         }
     }

@@ -2,10 +2,11 @@
 
 use crate::host;
 use crate::worker::Worker;
-use log::info;
+use log::{info, warn};
 use warmpath_core::call::{HttpCall, Reply};
 use warmpath_core::fleet::Engine;
 use warmpath_core::scrape::Call;
+use warmpath_core::sync::View;
 use warmpath_core::telemetry::{Endpoint, Scrape};
 
 impl Worker {
@@ -62,11 +63,33 @@ impl Worker {
                 }
             }
             Call::Endpoints | Call::Metadata if !learned => self.metrics.discovery_failed(),
-            Call::Endpoints | Call::Metadata | Call::Models(_) => {}
+            Call::Endpoints | Call::Metadata | Call::Models(_) | Call::Peers => {}
         }
         if matches!(reply, Reply::NoCluster) && !self.warned_of_cluster {
             self.warned_of_cluster = true;
             info!("Envoy has no cluster for {call:?}: add it, or turn `discovery` or `scrape` off");
+        }
+    }
+}
+
+impl Worker {
+    /// Tells what goes on between the Envoys, and logs when that changes.
+    pub fn survey_peers(&mut self) {
+        let tally = self.router.sync_tally();
+        self.metrics.peers(tally);
+        let Some(tally) = tally else {
+            self.view = View::Idle;
+            return;
+        };
+        if tally.view == self.view {
+            return;
+        }
+        self.view = tally.view;
+        match tally.view {
+            View::Blind => warn!("the store of the fleet does not answer: {}", tally.error),
+            View::Unseen => warn!("no other Envoy has written to the store of late"),
+            View::Idle | View::Warming => {}
+            View::Whole => info!("in one view with {} other Envoy(s)", tally.peers),
         }
     }
 }

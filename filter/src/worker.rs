@@ -15,6 +15,7 @@ use warmpath_core::hash::Table;
 use warmpath_core::router::{Outcome, Response};
 use warmpath_core::scrape::Call;
 use warmpath_core::status::{Reply as Page, Reporter};
+use warmpath_core::sync::View;
 use warmpath_core::telemetry::{Endpoint, Span};
 use warmpath_core::wire::orca;
 use warmpath_core::{Answer, Config, Decision, Exchange, Fallback, Head, Router, Step};
@@ -95,6 +96,8 @@ pub struct Worker {
     pub(crate) calls: Table<u32, (Call, u64)>,
     pub(crate) warned_of_cluster: bool,
     warned_of_steering: bool,
+    /// How the Envoys of the fleet saw each other when that was last told.
+    pub(crate) view: View,
     reporter: Reporter,
 }
 
@@ -117,6 +120,7 @@ impl Worker {
             calls: Table::default(),
             warned_of_cluster: false,
             warned_of_steering: false,
+            view: View::Idle,
             reporter: Reporter::default(),
         }
     }
@@ -481,6 +485,7 @@ impl Worker {
         if let Some((bytes, capacity, entries)) = self.router.table_size() {
             self.metrics.prefix_table(bytes, capacity, entries);
         }
+        self.survey_peers();
         let (errors, conflicts) = self.store.take_lost();
         self.metrics.shared_state(errors, conflicts);
         let evicted = self.router.take_evicted();

@@ -179,6 +179,7 @@ pub async fn compare(plan: &Plan) -> anyhow::Result<Comparison> {
         shared: true,
         seed: plan.seed,
         time_scale: plan.slice.time_scale,
+        sync: None,
         scrape_interval_ms: None,
     };
     let workload = &plan.slice.workload;

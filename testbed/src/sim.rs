@@ -41,6 +41,8 @@ pub enum Shared {
     None,
     /// All act on one state.
     All,
+    /// Those of the `prefix` policy tell each other what they learn, as Envoys with `sync` do.
+    Sync,
 }
 
 /// Arguments of the `simulate` verb.
@@ -74,6 +76,12 @@ pub struct Args {
     /// What routers share.
     #[arg(long, value_enum, default_value_t = Shared::None)]
     shared: Shared,
+    /// Milliseconds between two batches that a router sends to the others.
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(50..=10_000))]
+    sync_interval: u64,
+    /// Percent of these batches that are lost.
+    #[arg(long, value_name = "PCT", default_value_t = 0.0)]
+    sync_loss: f64,
     /// Milliseconds between two scrapes of an engine by each router of the `prefix` policy [default:
     /// never].
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(100..=600_000))]
@@ -187,6 +195,10 @@ fn base_scenario(args: &Args, workload: &Workload) -> anyhow::Result<Scenario> {
         params: engine_params(args.kv_tokens, workload)?,
         routers: args.routers,
         shared: args.shared == Shared::All,
+        sync: (args.shared == Shared::Sync).then_some(world::Sync {
+            interval_ms: args.sync_interval,
+            loss_percent: args.sync_loss,
+        }),
         seed: args.seed.first().copied().unwrap_or(1),
         time_scale: 1.0,
         scrape_interval_ms: args.scrape_interval,

@@ -12,6 +12,7 @@ mod kv_aware;
 mod pool;
 mod reader;
 mod status;
+mod sync;
 
 pub use disaggregation::{Connector, Disaggregation};
 pub use endpoints::EndpointConfig;
@@ -20,6 +21,7 @@ pub use kv_aware::{IndexKind, IndexOptions, KvAwareOptions};
 pub use pool::{PolicyConfig, PoolConfig};
 pub use reader::ConfigError;
 pub use status::StatusOptions;
+pub use sync::SyncOptions;
 
 use crate::feedback::FeedbackOptions;
 use crate::fitness::HealthOptions;
@@ -84,6 +86,8 @@ pub struct Config {
     pub debug_headers: bool,
     /// The status page, if it is served.
     pub status: Option<StatusOptions>,
+    /// How the Envoys of a fleet tell each other what they learn, if they do.
+    pub sync: Option<SyncOptions>,
 }
 
 /// How Envoy is told of decisions that need the body.
@@ -225,6 +229,7 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
     }
     let debug_headers = fields.flag(reader, "debug_headers", false);
     let status = fields.optional(reader, "status", status::status);
+    let sync = fields.optional(reader, "sync", sync::sync);
     // For editors, which look there for config.schema.json.
     fields.optional(reader, "$schema", text);
     fields.finish(reader);
@@ -265,6 +270,7 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
         feedback,
         debug_headers,
         status,
+        sync,
     })
 }
 

@@ -91,7 +91,29 @@ pub struct Fitness {
     recovered_us: u64,
 }
 
+impl Cause {
+    /// The cause whose discriminant is `byte`; of any other number none.
+    pub fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Cause::Failures,
+            2 => Cause::Backpressure,
+            3 => Cause::Stalled,
+            _ => Cause::None,
+        }
+    }
+}
+
 impl Fitness {
+    /// What somebody else found at `event_us`.
+    pub fn told(cause: Cause, event_us: u64, until_us: u64) -> Self {
+        Fitness {
+            cause,
+            event_us,
+            until_us,
+            ..Fitness::default()
+        }
+    }
+
     /// Why the endpoint is left out at `now_us`.
     pub fn cause(&self, now_us: u64) -> Cause {
         // An end further ahead than any is of a clock that was set back since.
@@ -259,12 +281,7 @@ impl Row for Fitness {
             level: level.min(MOST_LEVELS),
             probing: cause & PROBING != 0,
             broke_off: cause & BROKE_OFF != 0,
-            cause: match cause & !(PROBING | BROKE_OFF) {
-                1 => Cause::Failures,
-                2 => Cause::Backpressure,
-                3 => Cause::Stalled,
-                _ => Cause::None,
-            },
+            cause: Cause::from_byte(cause & !(PROBING | BROKE_OFF)),
             event_us: bytes.u64()?,
             until_us: bytes.u64()?,
             recovered_us: bytes.u64()?,

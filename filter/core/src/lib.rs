@@ -44,6 +44,7 @@ pub mod splice;
 pub mod stats;
 pub mod status;
 pub mod store;
+pub mod sync;
 pub mod telemetry;
 pub mod wire;
 pub mod workers;

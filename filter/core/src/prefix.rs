@@ -15,7 +15,7 @@
 
 mod clock;
 mod lately;
-mod log;
+pub(crate) mod log;
 mod replica;
 mod seed;
 mod snapshot;
@@ -24,6 +24,7 @@ pub mod table;
 mod tests;
 
 pub use lately::Lately;
+pub use log::{MAX_MARKS, PAGE_BYTES};
 pub use replica::Replica;
 pub use seed::seed;
 

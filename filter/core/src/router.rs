@@ -13,6 +13,7 @@ mod explain;
 mod judge;
 mod kv;
 mod layout;
+mod peers;
 mod ranks;
 mod recall;
 mod share;
@@ -53,10 +54,12 @@ use crate::scout::Scout;
 use crate::session::KeySource;
 use crate::sorted::Sorted;
 use crate::store::{Store, update};
+use crate::sync::Sync;
 use crate::workers::Column;
 use account::Drains;
 use judge::Members;
 use kv::KvPool;
+use peers::Affinities;
 use std::net::SocketAddr;
 use watch::Watch;
 use words::Words;
@@ -137,6 +140,10 @@ pub struct Router<S> {
     recent: Recent,
     /// What is known of the index service of each pool that has one.
     kv: Vec<Option<KvPool>>,
+    /// The other Envoys, while this VM speaks with them.
+    sync: Option<Box<Sync>>,
+    /// Home affinities of pools as configured, and whether they are raised now.
+    affinities: Affinities,
 }
 
 #[derive(Debug)]
@@ -194,7 +201,11 @@ impl<S: Store> Router<S> {
         let owner = policy::next_random(&mut random).max(1);
         // Neither the time to the microsecond nor the configuration is told to clients.
         let chance = hash::mix(random, config.hash);
-        let chain_seed = wants_prompt.then(|| prefix::seed(&store, chance));
+        // Envoys that read each other's links begin them alike.
+        let chain_seed = wants_prompt.then(|| match &config.sync {
+            Some(sync) => sync.secret.seed(),
+            None => prefix::seed(&store, chance),
+        });
         // Engines name models, and clients ask for them.
         let names = Seed(chance);
         let scout = Scout::new(&store, config.hash, owner);
@@ -248,6 +259,8 @@ impl<S: Store> Router<S> {
                 .iter()
                 .map(|pool| pool.policy.kv_aware().map(KvPool::new))
                 .collect(),
+            sync: None,
+            affinities: Affinities::default(),
             config,
         };
         router.lay_out(now_us);

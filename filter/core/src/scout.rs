@@ -24,6 +24,8 @@ use std::net::SocketAddr;
 
 /// Figures older than this many intervals are not believed.
 pub const STALE_INTERVALS: u64 = 3;
+/// The lease's term where the holder speaks with other Envoys: longer than any tick.
+const SYNC_TERM_MS: u64 = 1000;
 /// Health that Envoy has not confirmed for this many intervals is not believed.
 const FORGET_INTERVALS: u64 = 10;
 
@@ -275,6 +277,8 @@ impl Scout {
                 engine(address, path.unwrap_or_default())
             }
             Call::Models(address) => engine(address, "/v1/models".to_owned()),
+            // Not a call of the scout's.
+            Call::Peers => None,
         }
     }
 
@@ -323,7 +327,9 @@ impl Scout {
                 self.missed(address);
                 return false;
             }
-            (Call::Endpoints | Call::Metadata | Call::Models(_), None) => return false,
+            (Call::Endpoints | Call::Metadata | Call::Models(_), None) | (Call::Peers, _) => {
+                return false;
+            }
         };
         self.dirty |= learned;
         self.unsaved |= learned;
@@ -399,6 +405,6 @@ fn term_ms(config: &Config) -> Option<u64> {
         .scrape
         .as_ref()
         .map(|scrape| scrape.polling.interval_ms);
-    let shortest = discovery.into_iter().chain(scrape).min()?;
-    Some(shortest)
+    let sync = config.sync.as_ref().map(|_| SYNC_TERM_MS);
+    discovery.into_iter().chain(scrape).chain(sync).min()
 }

@@ -26,6 +26,8 @@ pub enum Call {
     Metrics(SocketAddr),
     /// The models an engine serves.
     Models(SocketAddr),
+    /// The other Envoys, through their store.
+    Peers,
 }
 
 /// The turns of one target.
@@ -139,7 +141,7 @@ impl Timetable {
                     turns.since_ms = None;
                 }
             }
-            Call::Models(_) => {}
+            Call::Models(_) | Call::Peers => {}
         }
     }
 

@@ -72,6 +72,8 @@ pub enum Unit {
     Entries,
     /// Worker threads.
     Workers,
+    /// Envoys.
+    Envoys,
     /// Bytes.
     Bytes,
     /// Milliseconds.
@@ -106,6 +108,7 @@ impl Unit {
             Unit::Events => "events",
             Unit::Entries => "entries",
             Unit::Workers => "workers",
+            Unit::Envoys => "Envoys",
             Unit::Bytes => "bytes",
             Unit::Milliseconds => "ms",
             Unit::Seconds => "s",
@@ -119,7 +122,7 @@ impl Unit {
         match self {
             Unit::Milliseconds | Unit::Seconds | Unit::Permille | Unit::Code => false,
             Unit::Requests | Unit::Tokens | Unit::Parts | Unit::Endpoints => true,
-            Unit::Events | Unit::Entries | Unit::Workers | Unit::Bytes => true,
+            Unit::Events | Unit::Entries | Unit::Workers | Unit::Envoys | Unit::Bytes => true,
         }
     }
 }

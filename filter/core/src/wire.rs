@@ -9,6 +9,7 @@ pub mod endpoint_metadata;
 pub mod kv_index;
 pub mod models;
 pub mod orca;
+pub mod resp;
 pub mod retry_after;
 pub mod tokens;
 pub mod usage;
@@ -19,6 +20,7 @@ mod scalar;
 use crate::json::Flaw;
 use std::fmt;
 
+pub(crate) use admin::percent_encode;
 pub use admin::{MAX_CLUSTERS, MAX_HOSTS};
 
 /// Longest name that is kept, in bytes. Longer ones count as absent.

@@ -232,7 +232,7 @@ fn what_engines_say_of_other_requests_counts() {
                     status: 200,
                     body: page.as_bytes(),
                 },
-                Call::Endpoints | Call::Metadata | Call::Models(_) => Reply::Failed,
+                _ => Reply::Failed,
             };
             world.workers[0].call_ended(&call, reply, world.now_us);
         }

@@ -92,6 +92,7 @@ impl<'a> World<'a> {
                 .entry(format!("{} {}", http.authority, http.path))
                 .or_default() += 1;
             let answer = match &call {
+                Call::Peers => None,
                 Call::Endpoints if self.admin_works => Some(self.clusters()),
                 Call::Endpoints => None,
                 Call::Metadata => self.metadata.clone(),

@@ -58,6 +58,7 @@ impl<'a> World<'a> {
             self.router.tick(self.now_us);
             for (call, http) in self.router.calls(self.now_us) {
                 let answer = match &call {
+                    Call::Peers => None,
                     Call::Endpoints => Some(self.clusters()),
                     Call::Metadata => {
                         assert!(http.path.contains("p-service"), "{}", http.path);

@@ -45,6 +45,7 @@ pub(super) fn per_s(fleet: &Fleet) -> anyhow::Result<f64> {
             params: fleet.params.clone(),
             routers: fleet.workers,
             shared: true,
+            sync: None,
             seed: fleet.seed,
             time_scale: workload.rate_per_s() / rate_per_s,
             scrape_interval_ms: None,

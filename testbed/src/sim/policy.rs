@@ -37,6 +37,10 @@ pub trait Policy {
     fn tick_period_us(&self) -> Option<u64> {
         None
     }
+    /// Reads batches of other routers, and makes one for them; empty if the policy has nothing to tell.
+    fn exchange(&mut self, _arrived: &[&[u8]], _now_us: u64) -> Vec<u8> {
+        Vec::new()
+    }
     /// How often the engines are scraped for this policy; `None` if it does not look.
     fn scrape_period_us(&self) -> Option<u64> {
         None
@@ -54,6 +58,8 @@ pub struct Setup {
     pub seed: u64,
     /// How often routers of the `prefix` policy scrape the engines; `None`: never.
     pub scrape_interval_ms: Option<u64>,
+    /// How often routers of the `prefix` policy tell each other what they learn; `None`: never.
+    pub sync_interval_ms: Option<u64>,
 }
 
 impl Setup {

@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use super::policy::Spec;
 use super::statistics::Summary;
 use super::workload::Workload;
-use super::world::{Scenario, run};
+use super::world::{Scenario, Sync, run};
 use crate::model::ModelParams;
 use crate::trace::format::Record;
 
@@ -20,6 +20,7 @@ fn scenario(engines: usize, block_tokens: u32, kv_blocks: u32) -> Scenario {
         },
         routers: 1,
         shared: false,
+        sync: None,
         seed: 1,
         time_scale: 1.0,
         scrape_interval_ms: None,
@@ -183,4 +184,31 @@ fn unknown_policies_are_named() {
             "{bad}"
         );
     }
+}
+
+/// Several routers that tell each other what they learn are about as good as one, and better than
+/// those that do not.
+#[test]
+fn telling_each_other_is_nearly_as_good_as_being_one() {
+    let workload = conversations();
+    let hit = |routers, sync| {
+        let mut scenario = scenario(8, 512, 800);
+        scenario.routers = routers;
+        scenario.sync = sync;
+        scenario.time_scale = 4.0;
+        summary(&workload, "prefix", &scenario).hit_percent
+    };
+    let sync = |loss_percent| {
+        Some(Sync {
+            interval_ms: 100,
+            loss_percent,
+        })
+    };
+    let (one, alone) = (hit(1, None), hit(4, None));
+    let (told, lossy) = (hit(4, sync(0.0)), hit(4, sync(5.0)));
+    assert!(
+        told > one - 2.0 && lossy > one - 4.0,
+        "{one} {told} {lossy}"
+    );
+    assert!(alone < told - 10.0, "{alone} {told}");
 }

@@ -7,6 +7,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::rc::Rc;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -28,6 +29,8 @@ pub struct Scenario {
     pub routers: usize,
     /// Whether all routers act on one state.
     pub shared: bool,
+    /// How routers of the `prefix` policy tell each other what they learn; `None`: they do not.
+    pub sync: Option<Sync>,
     /// Seed of all random choices.
     pub seed: u64,
     /// Arrival times are multiplied by this.
@@ -36,12 +39,22 @@ pub struct Scenario {
     pub scrape_interval_ms: Option<u64>,
 }
 
+/// How routers tell each other what they learn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sync {
+    /// Time between two batches of a router.
+    pub interval_ms: u64,
+    /// Batches that nobody gets, in percent.
+    pub loss_percent: f64,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Arrival { request: usize },
     StepEnd { engine: usize },
     Scrape,
     Tick { router: usize },
+    Exchange { router: usize },
 }
 
 /// Where and when a request was sent.
@@ -60,6 +73,11 @@ struct World<'a> {
     routers: Vec<Box<dyn Policy>>,
     scrape_period_us: Option<u64>,
     spray: SmallRng,
+    sync: Option<Sync>,
+    /// Batches on their way, by the router that they are for.
+    mail: Vec<Vec<Rc<[u8]>>>,
+    /// Decides which are lost.
+    fate: SmallRng,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     events_made: u64,
     sent: Vec<Sent>,
@@ -83,6 +101,7 @@ pub fn run(
             Event::StepEnd { engine } => world.end_step(engine, now_us),
             Event::Scrape => world.scrape(now_us),
             Event::Tick { router } => world.tick(router, now_us),
+            Event::Exchange { router } => world.exchange(router, now_us),
         }
         if world.ended >= reported + 256 {
             reported = world.ended;
@@ -100,6 +119,7 @@ impl<'a> World<'a> {
             kv_tokens: scenario.params.kv_tokens(),
             seed: scenario.seed,
             scrape_interval_ms: scenario.scrape_interval_ms,
+            sync_interval_ms: scenario.sync.map(|sync| sync.interval_ms),
         };
         let routers = spec.routers(&setup, scenario.routers, scenario.shared);
         let mut world = Self {
@@ -110,6 +130,9 @@ impl<'a> World<'a> {
             scrape_period_us: routers.first().and_then(|policy| policy.scrape_period_us()),
             routers,
             spray: SmallRng::seed_from_u64(scenario.seed),
+            sync: scenario.sync,
+            mail: Vec::new(),
+            fate: SmallRng::seed_from_u64(!scenario.seed),
             events: BinaryHeap::new(),
             events_made: 0,
             sent: vec![Sent::default(); workload.requests.len()],
@@ -135,7 +158,12 @@ impl<'a> World<'a> {
             if let Some(period_us) = period_us {
                 world.schedule(period_us * router as u64 / routers, Event::Tick { router });
             }
+            if let Some(sync) = world.sync {
+                let phase_us = sync.interval_ms * 1000 * router as u64 / routers;
+                world.schedule(phase_us, Event::Exchange { router });
+            }
         }
+        world.mail.resize_with(world.routers.len(), Vec::new);
         world
     }
 
@@ -277,6 +305,27 @@ impl<'a> World<'a> {
             && self.ended < self.workload.requests.len()
         {
             self.schedule(now_us + period_us, Event::Tick { router });
+        }
+    }
+
+    /// A router reads what the others sent since it last read, and sends what it has.
+    fn exchange(&mut self, router: usize, now_us: u64) {
+        let arrived = self.mail.get_mut(router).map(std::mem::take);
+        let arrived = arrived.unwrap_or_default();
+        let (Some(policy), Some(sync)) = (self.routers.get_mut(router), self.sync) else {
+            return;
+        };
+        let arrived: Vec<&[u8]> = arrived.iter().map(|batch| &**batch).collect();
+        let batch: Rc<[u8]> = policy.exchange(&arrived, now_us).into();
+        let lost = self
+            .fate
+            .random_bool((sync.loss_percent / 100.0).clamp(0.0, 1.0));
+        let others = self.mail.iter_mut().enumerate();
+        for (_, mail) in others.filter(|(other, _)| *other != router && !lost) {
+            mail.push(Rc::clone(&batch));
+        }
+        if self.ended < self.workload.requests.len() {
+            self.schedule(now_us + sync.interval_ms * 1000, Event::Exchange { router });
         }
     }
 

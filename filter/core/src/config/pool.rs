@@ -151,6 +151,16 @@ impl PolicyConfig {
         }
     }
 
+    /// The same, to change them.
+    pub fn prefix_mut(&mut self) -> Option<&mut PrefixOptions> {
+        match self {
+            PolicyConfig::Prefix(options) => Some(options),
+            PolicyConfig::KvAware(options) => options.prefix.prefix_mut(),
+            PolicyConfig::ConsistentHash { without_key, .. } => without_key.prefix_mut(),
+            _ => None,
+        }
+    }
+
     /// The options of `kv_aware`.
     pub fn kv_aware(&self) -> Option<&KvAwareOptions> {
         match self {

@@ -188,9 +188,14 @@ fn open(bytes: &[u8], owner: u64) -> Option<(u64, &[u8])> {
     (u64::from_le_bytes(*name) == owner).then(|| (u64::from_le_bytes(*first), rest))
 }
 
+/// What an event takes of a page, in bytes.
+pub fn size(event: &Event) -> usize {
+    9 + 10 * event.marks.len().min(MAX_MARKS)
+}
+
 fn encode(event: &Event, out: &mut Vec<u8>) {
     let marks = event.marks.get(..MAX_MARKS).unwrap_or(&event.marks);
-    out.reserve(9 + 10 * marks.len());
+    out.reserve(size(event));
     out.push(match event.kind {
         Kind::Pin => 0,
         Kind::Hold => 1,

@@ -9,6 +9,7 @@ use crate::load::Load;
 use crate::scout::Scout;
 use crate::scrape::Call;
 use crate::store::Store;
+use crate::sync::webdis;
 use crate::wire::orca::OrcaLoad;
 use crate::workers;
 
@@ -83,17 +84,25 @@ impl<S: Store> Router<S> {
         let calls = self.scout.calls(&self.store, &self.config, now_us / 1000);
         let http = |call: Call| Some((self.scout.http(&self.config, &call)?, call));
         let calls = calls.into_iter().filter_map(http);
-        calls.map(|(http, call)| (call, http)).collect()
+        let mut calls: Vec<_> = calls.map(|(http, call)| (call, http)).collect();
+        calls.extend(self.peers_call(now_us).map(|http| (Call::Peers, http)));
+        calls
     }
 
     /// Longest body of a call's answer that is read.
     pub fn most_bytes(&self, call: &Call) -> usize {
+        if *call == Call::Peers {
+            return webdis::MAX_REPLY_BYTES;
+        }
         let http = self.scout.http(&self.config, call);
         http.map_or(0, |http| http.max_bytes)
     }
 
     /// A call has ended. Whether anything was learned from it.
     pub fn call_ended(&mut self, call: &Call, reply: Reply, now_us: u64) -> bool {
+        if *call == Call::Peers {
+            return self.peers_answered(reply, now_us);
+        }
         let Call::Metrics(socket) = call else {
             return self
                 .scout
@@ -138,11 +147,12 @@ impl<S: Store> Router<S> {
             return;
         }
         let limits = &self.config.limits;
-        let peers = workers::living(&self.store, limits.worker_expiry_ms, now_us / 1000);
-        self.loads.set_peers(&peers);
+        let mut peers = workers::living(&self.store, limits.worker_expiry_ms, now_us / 1000);
         self.rates.set_peers(&peers);
-        self.fitness.set_peers(&peers);
         self.pulses.set_peers(&peers);
+        peers.extend(self.peers_column(now_us));
+        self.loads.set_peers(&peers);
+        self.fitness.set_peers(&peers);
     }
 
     /// Takes over what the fleet has become.
@@ -221,11 +231,13 @@ impl<S: Store> Router<S> {
             limits.worker_expiry_ms,
             now_ms,
         );
-        let Some(roll) = roll else { return };
-        self.loads.set_peers(&roll.peers);
+        let Some(mut roll) = roll else { return };
         self.rates.set_peers(&roll.peers);
-        self.fitness.set_peers(&roll.peers);
         self.pulses.set_peers(&roll.peers);
+        // To what follows the other Envoys are one more worker.
+        roll.peers.extend(self.peers_column(now_us));
+        self.loads.set_peers(&roll.peers);
+        self.fitness.set_peers(&roll.peers);
         if let Some(replica) = self.replica.as_mut() {
             replica.set_peers(&self.store, &roll.peers);
         }

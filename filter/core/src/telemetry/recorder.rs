@@ -18,6 +18,8 @@
 //! recorder.flush();
 //! ```
 
+mod peers;
+
 use super::series::{EndpointSeries, PoolSeries};
 use super::{Handle, Metric, Registry, Sink, table};
 use crate::answer::Answer;
@@ -118,6 +120,8 @@ pub struct Recorder<K> {
     born_us: u64,
     /// Whether this worker has written gauges.
     has_gauges: bool,
+    /// What was counted of the exchange with other Envoys.
+    peers: crate::sync::Tally,
 }
 
 impl<K: Sink> Recorder<K> {
@@ -146,6 +150,7 @@ impl<K: Sink> Recorder<K> {
             fallbacks: fallbacks.to_vec(),
             born_us: now_us,
             has_gauges: false,
+            peers: crate::sync::Tally::default(),
         }
     }
 

@@ -151,6 +151,23 @@ table! {
     LEASE_CHANGES: Counter "warmpath_lease_changes_total", Events []
         "times that another worker became the one that asks the engines";
 
+    PEERS: Gauge "warmpath_peers", Envoys []
+        "other Envoys that were heard within the last five intervals";
+    PEER_VIEW: Gauge "warmpath_peers_view", Code []
+        "how the Envoys see each other";
+    PEER_CALLS: Counter "warmpath_peers_calls_total", Events [Cause]
+        "calls to the store of the fleet, by how they ended";
+    PEER_BATCHES: Counter "warmpath_peers_batches_total", Events [Cause]
+        "batches that were sent, and that came, by what became of them";
+    PEER_SENT: Counter "warmpath_peers_sent_bytes_total", Bytes []
+        "bytes of the batches that were sent";
+    PEER_RECEIVED: Counter "warmpath_peers_received_bytes_total", Bytes []
+        "bytes of the batches that were taken over";
+    PEER_DROPPED: Counter "warmpath_peers_dropped_total", Events [Cause]
+        "news of prompts that were dropped: there was no room for them until they could be sent, or nobody here knows their engine";
+    PEER_LAG: Gauge "warmpath_peers_lag_milliseconds", Milliseconds []
+        "time from a call to the one that brought its batch back";
+
     WORKERS: Gauge "warmpath_workers", Workers []
         "workers that are alive and have had a request";
     UPTIME: Gauge "warmpath_uptime_seconds", Seconds []

@@ -63,7 +63,7 @@ impl Options {
             }
         }
         // A wrong name is an error of the command line, not of the first cell.
-        options.config(2, 100_000, None).map(|_| options)
+        options.config(2, 100_000, None, None).map(|_| options)
     }
 
     /// The members of the policy's entry in a configuration.
@@ -96,6 +96,7 @@ impl Options {
         engines: usize,
         kv_tokens: u64,
         scrape_interval_ms: Option<u64>,
+        sync_interval_ms: Option<u64>,
     ) -> anyhow::Result<Config> {
         let endpoint = |n| serde_json::json!({ "address": address(n) });
         let endpoints: Vec<_> = (0..engines).map(endpoint).collect();
@@ -104,10 +105,15 @@ impl Options {
             |interval_ms| serde_json::json!({"metrics": {"interval_ms": interval_ms}}),
         );
         let policy = self.members(kv_tokens);
-        let json = serde_json::json!({"discovery": "off", "scrape": scrape, "pools": [{
+        let mut json = serde_json::json!({"discovery": "off", "scrape": scrape, "pools": [{
             "name": "sim", "candidates": 1, "policy": {"prefix": policy},
             "endpoints": {"static": endpoints},
         }]});
+        if let Some(interval_ms) = sync_interval_ms {
+            json["sync"] = serde_json::json!({"redis": {
+                "cluster": "none", "key": "known to the simulation", "interval_ms": interval_ms,
+            }});
+        }
         Config::parse(json.to_string().as_bytes()).map_err(|errors| {
             let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
             anyhow::anyhow!("prefix: {}", lines.join("; "))
@@ -181,7 +187,8 @@ impl Prefix {
     /// One router over `shared`.
     pub fn new(options: &Options, setup: &Setup, shared: &Shared) -> Self {
         let interval_ms = setup.scrape_interval_ms;
-        let config = options.config(setup.engines, setup.kv_tokens, interval_ms);
+        let sync_ms = setup.sync_interval_ms;
+        let config = options.config(setup.engines, setup.kv_tokens, interval_ms, sync_ms);
         let config = config.ok();
         Self {
             router: config.map(|config| Router::new(config, Arc::clone(&shared.store), EPOCH_US)),
@@ -244,6 +251,13 @@ impl Policy for Prefix {
             let engines = &self.engines;
             scraping::answer_calls(router, fleet, |at| engines.get(at).copied(), now_us);
         }
+    }
+
+    fn exchange(&mut self, arrived: &[&[u8]], now_us: u64) -> Vec<u8> {
+        let router = self.router.as_mut();
+        router.map_or_else(Vec::new, |router| {
+            router.exchange_directly(arrived, EPOCH_US + now_us)
+        })
     }
 
     fn tick_period_us(&self) -> Option<u64> {

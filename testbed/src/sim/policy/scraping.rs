@@ -21,7 +21,7 @@ pub(super) fn answer_calls<S: Store>(
     for (call, _) in router.calls(now_us) {
         let page = match &call {
             Call::Metrics(address) => engine_at(address).and_then(|engine| fleet.told(engine)),
-            Call::Endpoints | Call::Metadata | Call::Models(_) => None,
+            Call::Endpoints | Call::Metadata | Call::Models(_) | Call::Peers => None,
         };
         let page = page.map(|(stats, params)| page_of(&stats, params));
         let reply = page.as_ref().map_or(Reply::Failed, |page| Reply::Answer {

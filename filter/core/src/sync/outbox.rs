@@ -1,0 +1,292 @@
+//! What is to be told to the other Envoys: prompts that workers of this one routed, oldest first.
+//!
+//! Workers log a prompt twice, when it is sent and when its answer is complete. The others need it once,
+//! at once; of the second entry they get the last link, which makes the whole the most recently used
+//! again, and what the answer has added. And a link that was told of an engine a moment ago is not told
+//! again: system prompts that everybody shares would else be most of what is sent.
+//!
+//! Everything has a bound. What does not fit is dropped, oldest first, and counted: the others then
+//! know less.
+
+use super::batch::News;
+use crate::hash;
+use crate::prefix::{Event, Kind, Mark};
+use crate::hash::Table;
+use std::collections::VecDeque;
+
+/// How long a link of an engine is not told again.
+const TOLD_US: u64 = 1_000_000;
+/// Most links that are remembered as told; twice, in an older and a newer part.
+const MOST_TOLD: usize = 32_768;
+
+/// The outbox.
+#[derive(Debug)]
+pub struct Outbox {
+    queue: VecDeque<News>,
+    bytes: usize,
+    most_bytes: usize,
+    dropped: u64,
+    told: Lately,
+    /// Prompts of which the beginning was told, by engine and last link.
+    begun: Lately,
+}
+
+impl Outbox {
+    /// An outbox with room for `most_bytes`, about.
+    pub fn new(most_bytes: usize) -> Self {
+        Outbox {
+            queue: VecDeque::new(),
+            bytes: 0,
+            most_bytes,
+            dropped: 0,
+            told: Lately::new(TOLD_US),
+            // An answer may take minutes; what is forgotten is told in full once more.
+            begun: Lately::new(600 * TOLD_US),
+        }
+    }
+
+    /// A worker's event about the engine of this identity.
+    pub fn note(&mut self, event: &Event, engine: u64, now_us: u64) {
+        let place = |mark: &Mark| hash::mix(engine, mark.link);
+        let last = event.marks.last();
+        let (kind, marks) = match event.kind {
+            Kind::Drop => (Kind::Drop, event.marks.clone()),
+            Kind::Pin => {
+                if let Some(last) = last {
+                    self.begun.enter(place(last), now_us);
+                }
+                (Kind::Hold, self.untold(&event.marks, place, now_us))
+            }
+            Kind::Hold => {
+                let begun = last.is_some_and(|last| self.begun.has(place(last), now_us));
+                match (begun, last) {
+                    (true, Some(last)) => (Kind::Hold, vec![*last]),
+                    _ => (Kind::Hold, self.untold(&event.marks, place, now_us)),
+                }
+            }
+        };
+        let extra_chunks = match event.kind {
+            Kind::Hold => event.extra_chunks,
+            Kind::Pin | Kind::Drop => 0,
+        };
+        if marks.is_empty() && extra_chunks == 0 {
+            return;
+        }
+        let news = News {
+            kind,
+            engine,
+            extra_chunks,
+            marks,
+        };
+        self.bytes += news.size();
+        self.queue.push_back(news);
+        self.trim();
+    }
+
+    /// Puts back what was taken and did not arrive, as far as there is room.
+    pub fn put_back(&mut self, news: Vec<News>) {
+        for news in news.into_iter().rev() {
+            self.bytes += news.size();
+            self.queue.push_front(news);
+        }
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        while self.bytes > self.most_bytes {
+            let Some(oldest) = self.queue.pop_front() else {
+                break;
+            };
+            self.bytes -= oldest.size();
+            self.dropped += 1;
+        }
+    }
+
+    /// Takes the oldest news, at most `most_bytes` of them.
+    pub fn take(&mut self, most_bytes: usize) -> Vec<News> {
+        let mut taken = Vec::new();
+        let mut left = most_bytes;
+        while let Some(news) = self.queue.pop_front() {
+            if news.size() > left && !taken.is_empty() {
+                self.queue.push_front(news);
+                break;
+            }
+            left = left.saturating_sub(news.size());
+            self.bytes -= news.size();
+            taken.push(news);
+        }
+        taken
+    }
+
+    /// How many news were dropped since this was last asked.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
+    }
+
+    fn untold(&mut self, marks: &[Mark], place: impl Fn(&Mark) -> u64, now_us: u64) -> Vec<Mark> {
+        let told = &mut self.told;
+        let new = |mark: &&Mark| {
+            let place = place(mark);
+            let new = !told.has(place, now_us);
+            if new {
+                told.enter(place, now_us);
+            }
+            new
+        };
+        marks.iter().filter(new).copied().collect()
+    }
+}
+
+/// A set of numbers that forgets what is between one and two spans old.
+#[derive(Debug)]
+struct Lately {
+    span_us: u64,
+    turned_us: u64,
+    newer: Table<u64, ()>,
+    older: Table<u64, ()>,
+}
+
+impl Lately {
+    fn new(span_us: u64) -> Self {
+        Lately {
+            span_us,
+            turned_us: 0,
+            newer: Table::default(),
+            older: Table::default(),
+        }
+    }
+
+    fn has(&mut self, number: u64, now_us: u64) -> bool {
+        let age_us = now_us.checked_sub(self.turned_us);
+        if age_us.is_none_or(|age_us| age_us >= self.span_us) || self.newer.len() >= MOST_TOLD {
+            self.turned_us = now_us;
+            if age_us.is_some_and(|age_us| age_us >= self.span_us.saturating_mul(2)) {
+                self.newer.clear();
+            }
+            self.older = std::mem::replace(&mut self.newer, Table::default());
+        }
+        self.newer.contains_key(&number) || self.older.contains_key(&number)
+    }
+
+    fn enter(&mut self, number: u64, now_us: u64) {
+        if !self.has(number, now_us) {
+            self.newer.insert(number, ());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::EndpointId;
+
+    const ENGINE: u64 = 77;
+
+    fn event(kind: Kind, links: std::ops::Range<u64>, extra_chunks: u32) -> Event {
+        let mark = |link| Mark { link, chunks: 1 };
+        Event {
+            kind,
+            engine: EndpointId(3),
+            extra_chunks,
+            marks: links.map(mark).collect(),
+        }
+    }
+
+    fn links(news: &[News]) -> Vec<Vec<u64>> {
+        let links = |news: &News| news.marks.iter().map(|mark| mark.link).collect();
+        news.iter().map(links).collect()
+    }
+
+    #[test]
+    fn a_prompt_is_told_once_and_its_end_in_short() {
+        let mut outbox = Outbox::new(10_000);
+        outbox.note(&event(Kind::Pin, 0..5, 0), ENGINE, 1);
+        outbox.note(&event(Kind::Hold, 0..5, 9), ENGINE, 5_000_000);
+        let news = outbox.take(10_000);
+        assert_eq!(links(&news), [vec![0, 1, 2, 3, 4], vec![4]]);
+        assert!(
+            news.iter()
+                .all(|it| it.kind == Kind::Hold && it.engine == ENGINE)
+        );
+        assert_eq!((news[0].extra_chunks, news[1].extra_chunks), (0, 9));
+        assert!(outbox.take(10_000).is_empty());
+    }
+
+    #[test]
+    fn an_end_without_a_beginning_is_told_in_full() {
+        let mut outbox = Outbox::new(10_000);
+        outbox.note(&event(Kind::Hold, 0..3, 1), ENGINE, 1);
+        assert_eq!(links(&outbox.take(10_000)), [vec![0, 1, 2]]);
+    }
+
+    #[test]
+    fn what_was_just_told_is_not_told_again() {
+        let mut outbox = Outbox::new(10_000);
+        let mut told = |links_of, engine, now_us| {
+            outbox.note(&event(Kind::Pin, links_of, 0), engine, now_us);
+            links(&outbox.take(10_000))
+        };
+        assert_eq!(told(0..4, ENGINE, 10), [vec![0, 1, 2, 3]]);
+        assert_eq!(told(0..6, ENGINE, 20), [vec![4, 5]]);
+        assert!(told(0..6, ENGINE, 30).is_empty());
+        assert_eq!(told(0..4, 78, 40), [vec![0, 1, 2, 3]], "another engine");
+        assert_eq!(told(0..2, ENGINE, 2 * TOLD_US + 50), [vec![0, 1]]);
+        assert_eq!(
+            told(0..2, ENGINE, 4),
+            [] as [Vec<u64>; 0],
+            "a clock set back"
+        );
+    }
+
+    #[test]
+    fn at_its_bound_the_oldest_goes_and_is_counted() {
+        let mut outbox = Outbox::new(100);
+        for number in 0..10 {
+            outbox.note(&event(Kind::Drop, number..number + 5, 0), ENGINE, number);
+        }
+        assert_eq!(outbox.take_dropped(), 9);
+        assert_eq!(outbox.take_dropped(), 0);
+        assert_eq!(
+            links(&outbox.take(1)),
+            [vec![9, 10, 11, 12, 13]],
+            "one at least"
+        );
+        assert_eq!(outbox.bytes, 0);
+    }
+
+    #[test]
+    fn what_did_not_arrive_is_taken_again() {
+        let mut outbox = Outbox::new(100);
+        for number in 0..3 {
+            outbox.note(&event(Kind::Drop, number..number + 2, 0), ENGINE, number);
+        }
+        let taken = outbox.take(30);
+        assert_eq!(links(&taken), [vec![0, 1]]);
+        outbox.put_back(taken);
+        assert_eq!(
+            links(&outbox.take(1000)),
+            [vec![0, 1], vec![1, 2], vec![2, 3]]
+        );
+        assert_eq!((outbox.bytes, outbox.take_dropped()), (0, 0));
+    }
+
+    #[test]
+    fn a_batch_takes_what_fits() {
+        let mut outbox = Outbox::new(10_000);
+        for number in 0..10 {
+            outbox.note(&event(Kind::Drop, number..number + 1, 0), ENGINE, number);
+        }
+        assert_eq!(links(&outbox.take(35)), [vec![0], vec![1]]);
+        assert_eq!(outbox.take(10_000).len(), 8);
+        assert_eq!(outbox.bytes, 0);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut lately = Lately::new(u64::MAX);
+        for number in 0..10 * MOST_TOLD as u64 {
+            lately.enter(number, 1);
+        }
+        assert!(lately.newer.len() <= MOST_TOLD && lately.older.len() <= MOST_TOLD);
+    }
+}

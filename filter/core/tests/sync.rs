@@ -1,0 +1,495 @@
+//! Several Envoys with a store between them: what one learns the others know, and no fault of the store
+//! changes more than that.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a panic is a failed test"
+)]
+
+use std::collections::VecDeque;
+use warmpath_core::call::{CallBody, HttpCall, Reply};
+use warmpath_core::hash;
+use warmpath_core::router::{Ask, Charge, Outcome, PromptFacts, Response, Router};
+use warmpath_core::scan::{CHUNK_BYTES, Link};
+use warmpath_core::scrape::Call;
+use warmpath_core::store::MemoryStore;
+use warmpath_core::sync::batch::{Batch, News};
+use warmpath_core::sync::secret::Secret;
+use warmpath_core::sync::{Tally, View};
+use warmpath_core::{Config, Decision, Reason};
+
+const KEY: &str = "the key of the fleet under test";
+const MS: u64 = 1000;
+const TICK_US: u64 = 50 * MS;
+
+fn config(engines: &[usize], key: &str) -> Config {
+    let list: Vec<String> = engines
+        .iter()
+        .map(|n| format!(r#"{{"address": "10.2.0.{n}:80"}}"#))
+        .collect();
+    let json = format!(
+        r#"{{"pools": [{{"name": "p", "endpoints": {{"static": [{}]}},
+            "policy": {{"prefix": {{"kv_tokens": 400000}}}}}}],
+            "discovery": "off", "scrape": "off",
+            "sync": {{"redis": {{"cluster": "webdis", "key": "{key}"}}}}}}"#,
+        list.join(",")
+    );
+    Config::parse(json.as_bytes()).expect("a valid config")
+}
+
+/// Redis behind Webdis, as far as it is used.
+#[derive(Default)]
+struct Redis {
+    last: u64,
+    streams: [VecDeque<(u64, Vec<u8>)>; 2],
+    fault: Option<Fault>,
+    last_answer: Option<Vec<u8>>,
+    calls: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    Dead,
+    Full,
+    Loading,
+    /// Each call gets the answer to the one before it.
+    Mixed,
+    Rubbish,
+    Unavailable,
+}
+
+impl Redis {
+    fn answer(&mut self, call: &HttpCall) -> Option<(u16, Vec<u8>)> {
+        self.calls += 1;
+        match self.fault {
+            None => Some((200, self.run(call))),
+            Some(Fault::Dead) => None,
+            Some(Fault::Full) => Some((200, self.run(call))),
+            Some(Fault::Loading) => Some((200, b"-LOADING not yet\r\n".to_vec())),
+            Some(Fault::Mixed) => {
+                let mine = self.run(call);
+                Some((200, self.last_answer.replace(mine).unwrap_or_default()))
+            }
+            Some(Fault::Rubbish) => Some((200, b"*9\r\n$5\r\nabc".to_vec())),
+            Some(Fault::Unavailable) => Some((503, Vec::new())),
+        }
+    }
+
+    fn run(&mut self, call: &HttpCall) -> Vec<u8> {
+        let path = call.path.strip_suffix(".raw").expect("raw");
+        let parts: Vec<&str> = path.split('/').skip(6).collect();
+        let number = |text: &str| text.parse::<u64>().expect("a number");
+        let id = |text: &str| number(text.split_once('-').expect("an id").0);
+        let name = |id: u64| format!("{id}-0").into_bytes();
+        if let [word, _bytes, before] = parts[..] {
+            let newest = |at: usize| self.streams[at].back().map_or(0, |(id, _)| *id);
+            let before = match before {
+                "%2B" => u64::MAX,
+                entry => id(entry.strip_prefix("%28").expect("exclusive")),
+            };
+            let found: Vec<_> = self.streams[0]
+                .iter()
+                .rev()
+                .filter(|it| it.0 < before)
+                .take(3)
+                .collect();
+            let oldest = found.last().map(|(id, _)| format!("({id}-0").into_bytes());
+            let mut strings = vec![
+                word.as_bytes().to_vec(),
+                name(newest(0)),
+                name(newest(1)),
+                oldest.unwrap_or_default(),
+            ];
+            strings.extend(found.into_iter().map(|(_, bytes)| bytes.clone()));
+            return array(&strings);
+        }
+        let [word, news, now, _bytes, entries, stream] = parts[..] else {
+            panic!("{parts:?}")
+        };
+        let mut strings: Vec<_> = [word, news, now, ""]
+            .map(|it| it.as_bytes().to_vec())
+            .into();
+        for (at, after) in [(1, id(now)), (0, id(news))] {
+            for (id, bytes) in self.streams[at].iter().filter(|it| it.0 > after) {
+                strings[at + 1] = name(*id);
+                strings.push(bytes.clone());
+            }
+        }
+        if self.fault == Some(Fault::Full) {
+            strings[3] = b"OOM command not allowed".to_vec();
+        } else if let CallBody::Bytes(bytes) = &call.body {
+            self.last += 1;
+            let stream = &mut self.streams[number(stream) as usize - 1];
+            stream.push_back((self.last, bytes.clone()));
+            while stream.len() as u64 > number(entries) {
+                stream.pop_front();
+            }
+        }
+        array(&strings)
+    }
+
+    fn append(&mut self, bytes: Vec<u8>) {
+        self.last += 1;
+        self.streams[0].push_back((self.last, bytes));
+    }
+}
+
+fn array(strings: &[Vec<u8>]) -> Vec<u8> {
+    let mut out = format!("*{}\r\n", strings.len()).into_bytes();
+    for string in strings {
+        out.extend_from_slice(format!("${}\r\n", string.len()).as_bytes());
+        out.extend_from_slice(string);
+        out.extend_from_slice(b"\r\n");
+    }
+    out
+}
+
+/// Envoys of two workers each; the first of them holds the lease.
+struct Fleet {
+    envoys: Vec<[Router<&'static MemoryStore>; 2]>,
+    redis: Redis,
+    now_us: u64,
+}
+
+impl Fleet {
+    fn new(envoys: usize) -> Self {
+        let mut fleet = Fleet {
+            envoys: Vec::new(),
+            redis: Redis::default(),
+            now_us: 1_000_000_000_000,
+        };
+        for _ in 0..envoys {
+            fleet.start(config(&[1, 2, 3, 4], KEY));
+        }
+        fleet.pass(3000);
+        fleet
+    }
+
+    fn start(&mut self, config: Config) -> usize {
+        let store: &'static MemoryStore = Box::leak(Box::new(MemoryStore::new()));
+        // Envoys are not born in the same microsecond.
+        self.now_us += 7;
+        let worker = || Router::new(config.clone(), store, self.now_us);
+        let mut workers = [worker(), worker()];
+        workers.iter_mut().for_each(|it| it.attend(self.now_us));
+        self.envoys.push(workers);
+        self.envoys.len() - 1
+    }
+
+    fn pass(&mut self, ms: u64) {
+        let end_us = self.now_us + ms * MS;
+        while self.now_us < end_us {
+            self.now_us += TICK_US;
+            for worker in self.envoys.iter_mut().flatten() {
+                worker.tick(self.now_us);
+                for (call, http) in worker.calls(self.now_us) {
+                    assert_eq!(call, Call::Peers);
+                    let answer = self.redis.answer(&http);
+                    let reply = match &answer {
+                        Some((status, body)) => Reply::Answer {
+                            status: *status,
+                            body,
+                        },
+                        None => Reply::Failed,
+                    };
+                    worker.call_ended(&call, reply, self.now_us);
+                }
+            }
+        }
+    }
+
+    /// The worker that speaks for an Envoy.
+    fn speaker(&self, envoy: usize) -> &Router<&'static MemoryStore> {
+        let mut workers = self.envoys[envoy].iter();
+        let speaker = workers.find(|worker| worker.sync_tally().is_some());
+        speaker.expect("a worker that speaks")
+    }
+
+    fn view(&self, envoy: usize) -> View {
+        self.speaker(envoy).view()
+    }
+
+    fn tally(&self, envoy: usize) -> Tally {
+        self.speaker(envoy).sync_tally().expect("it speaks").clone()
+    }
+
+    fn send(&mut self, envoy: usize, worker: usize, own: u64) -> (Decision, Charge) {
+        self.now_us += 1;
+        let router = &mut self.envoys[envoy][worker];
+        let target = router.only_target().cloned().expect("one pool");
+        let ask = Ask {
+            target: &target,
+            key: None,
+            prompt: Some(prompt(own, 60)),
+            priority: Default::default(),
+        };
+        router.decide(ask, self.now_us).expect("endpoints")
+    }
+
+    fn serve(&mut self, envoy: usize, worker: usize, own: u64) -> (String, Reason) {
+        let (decision, mut charge) = self.send(envoy, worker, own);
+        let router = &mut self.envoys[envoy][worker];
+        router.first_token(&mut charge, self.now_us);
+        router.end(charge, Outcome::Served { output_tokens: 5 }, self.now_us);
+        (
+            router.address(decision.ranked[0]).to_owned(),
+            decision.reason,
+        )
+    }
+}
+
+fn prompt(own: u64, chunks: usize) -> PromptFacts {
+    let mut link = Link { hash: 1, end: 0 };
+    let chain = (0..chunks).map(|at| {
+        link.hash = hash::chain(link.hash, hash::mix(own, at as u64));
+        link.end += CHUNK_BYTES;
+        link
+    });
+    PromptFacts {
+        chain: chain.collect(),
+        bytes: chunks * CHUNK_BYTES,
+        conversation: own,
+        streamed: true,
+        output_tokens: Some(1),
+        told: None,
+    }
+}
+
+#[test]
+fn what_one_envoy_routed_the_others_find() {
+    let mut fleet = Fleet::new(3);
+    assert_eq!(fleet.view(0), View::Whole);
+    assert_eq!(fleet.tally(0).peers, 2);
+    for own in 0..20 {
+        let (engine, reason) = fleet.serve(0, own as usize % 2, own);
+        assert_eq!(reason, Reason::ColdPrefix);
+        fleet.pass(800);
+        for envoy in [1, 2] {
+            for worker in [0, 1] {
+                let found = fleet.serve(envoy, worker, own);
+                assert_eq!(found, (engine.clone(), Reason::LongestPrefix), "{own}");
+            }
+        }
+    }
+}
+
+#[test]
+fn load_is_seen_by_all_and_goes_with_who_had_it() {
+    let mut fleet = Fleet::new(2);
+    let held: Vec<_> = (0..8).map(|own| fleet.send(0, 0, own)).collect();
+    fleet.pass(1000);
+    let in_flight = |fleet: &Fleet, envoy: usize, worker: usize| -> u32 {
+        let router = &fleet.envoys[envoy][worker];
+        (0..4).map(|position| router.in_flight(position)).sum()
+    };
+    for worker in [0, 1] {
+        fleet.envoys[1][worker].attend(fleet.now_us);
+        assert_eq!(in_flight(&fleet, 1, worker), 8);
+    }
+    // Not its own back again.
+    assert_eq!(in_flight(&fleet, 0, 0), 8);
+    drop(held);
+    let gone = fleet.envoys.remove(0);
+    fleet.pass(1500);
+    for worker in [0, 1] {
+        fleet.envoys[0][worker].attend(fleet.now_us);
+        assert_eq!(in_flight(&fleet, 0, worker), 0, "who is silent has nothing");
+    }
+    assert_eq!(fleet.view(0), View::Unseen);
+    assert!(fleet.envoys[0][1].is_out_of_sight());
+    drop(gone);
+    fleet.pass(61_000);
+    assert_eq!(fleet.view(0), View::Whole, "nobody waits for the dead");
+    assert!(!fleet.envoys[0][1].is_out_of_sight());
+}
+
+#[test]
+fn a_failing_engine_is_left_out_by_all() {
+    let mut fleet = Fleet::new(2);
+    let address = "10.2.0.3:80";
+    for own in 0.. {
+        let (decision, mut charge) = fleet.send(0, 0, own);
+        let now_us = fleet.now_us;
+        let router = &mut fleet.envoys[0][0];
+        let asked = router.address(decision.ranked[0]).to_owned();
+        let response = Response {
+            status: if asked == address { 500 } else { 200 },
+            address: asked.as_bytes(),
+            by_engine: true,
+            retry_after_s: None,
+        };
+        router.responded(&mut charge, response, now_us);
+        router.end(charge, Outcome::Failed, now_us);
+        let left_out = |position: usize| router.address(position) == address;
+        if !decision.ranked.iter().any(|position| left_out(*position)) {
+            break;
+        }
+        assert!(own < 100, "it is never left out");
+    }
+    fleet.pass(600);
+    for own in 0..40 {
+        let (found, _) = fleet.serve(1, 1, own);
+        assert_ne!(found, address, "request {own}");
+    }
+}
+
+#[test]
+fn a_new_envoy_starts_warm() {
+    let mut fleet = Fleet::new(1);
+    let homes: Vec<_> = (0..80)
+        .map(|own| {
+            let home = fleet.serve(0, 0, own).0;
+            fleet.pass(50);
+            home
+        })
+        .collect();
+    let new = fleet.start(config(&[1, 2, 3, 4], KEY));
+    fleet.pass(12_000);
+    let found = |own: &u64| {
+        fleet.serve(new, 1, *own) == (homes[*own as usize].clone(), Reason::LongestPrefix)
+    };
+    let warm = (0..80)
+        .filter({
+            let mut found = found;
+            move |own| found(own)
+        })
+        .count();
+    assert_eq!(warm, 80);
+}
+
+#[test]
+fn the_store_may_do_what_it_likes() {
+    for fault in [
+        Fault::Dead,
+        Fault::Full,
+        Fault::Loading,
+        Fault::Mixed,
+        Fault::Rubbish,
+        Fault::Unavailable,
+    ] {
+        let mut fleet = Fleet::new(2);
+        fleet.redis.fault = Some(fault);
+        for own in 0..50 {
+            fleet.serve(0, 0, own);
+            fleet.pass(100);
+        }
+        // Nobody can write to a full one, and all can read it.
+        let view = match fault {
+            Fault::Full => View::Unseen,
+            _ => View::Blind,
+        };
+        assert_eq!(fleet.view(0), view);
+        assert!(fleet.envoys[0][1].is_out_of_sight() && fleet.tally(0).failed > 3);
+        fleet.redis.fault = None;
+        fleet.pass(3000);
+        assert_eq!((fleet.view(0), fleet.tally(0).peers), (View::Whole, 1));
+        // What was learned meanwhile had room.
+        let homes: Vec<_> = (0..50).map(|own| fleet.serve(0, 0, own).0).collect();
+        fleet.pass(1000);
+        for own in 0..50 {
+            assert_eq!(fleet.serve(1, 1, own).0, homes[own as usize]);
+        }
+    }
+}
+
+#[test]
+fn a_store_that_lost_all_is_used_again() {
+    let mut fleet = Fleet::new(2);
+    fleet.redis = Redis::default();
+    fleet.pass(5000);
+    assert_eq!((fleet.view(0), fleet.tally(0).peers), (View::Whole, 1));
+    let home = fleet.serve(0, 0, 7).0;
+    fleet.pass(1000);
+    assert_eq!(fleet.serve(1, 0, 7), (home, Reason::LongestPrefix));
+}
+
+#[test]
+fn strangers_and_damage_are_counted_and_ignored() {
+    let mut fleet = Fleet::new(2);
+    let stranger = Batch {
+        sender: 99,
+        number: 1,
+        ..Batch::default()
+    };
+    fleet
+        .redis
+        .append(stranger.encode(&Secret::new(b"another key altogether")));
+    let mut newer = stranger.encode(&Secret::new(KEY.as_bytes()));
+    newer[0] = 200;
+    fleet.redis.append(newer);
+    fleet.redis.append(Vec::new());
+    fleet.redis.append(b"garbage".to_vec());
+    let again = stranger.encode(&Secret::new(KEY.as_bytes()));
+    fleet.redis.append(again.clone());
+    fleet.redis.append(again);
+    fleet.pass(400);
+    let tally = fleet.tally(0);
+    assert_eq!(
+        (tally.refused, tally.other_version, tally.repeated),
+        (1, 3, 1)
+    );
+    assert_eq!(tally.peers, 2, "the other Envoy, and who has the key");
+}
+
+#[test]
+fn news_of_an_engine_wait_until_it_is_known() {
+    let mut fleet = Fleet::new(0);
+    let full = fleet.start(config(&[1, 2, 3], KEY));
+    let less = fleet.start(config(&[1, 2], KEY));
+    fleet.pass(3000);
+    for own in 0..9 {
+        fleet.serve(full, 0, own);
+    }
+    fleet.pass(1000);
+    assert_eq!(fleet.tally(less).unknown, 0, "they wait");
+    fleet.pass(11_000);
+    assert!(fleet.tally(less).unknown > 0, "not for ever");
+}
+
+#[test]
+fn a_batch_has_a_bound_and_the_oldest_news_go_first() {
+    let mut fleet = Fleet::new(2);
+    fleet.redis.fault = Some(Fault::Dead);
+    for own in 0..3000 {
+        fleet.serve(0, 0, own);
+        if own % 50 == 0 {
+            fleet.pass(50);
+        }
+    }
+    fleet.pass(1000);
+    fleet.redis.fault = None;
+    fleet.pass(5000);
+    assert!(fleet.tally(0).unsent > 0);
+    let largest = fleet.redis.streams[0]
+        .iter()
+        .map(|(_, bytes)| bytes.len())
+        .max();
+    assert!(largest.expect("batches") <= 64 * 1024 + 1024, "{largest:?}");
+    let newest = fleet.serve(0, 0, 2999).0;
+    fleet.pass(500);
+    assert_eq!(fleet.serve(1, 0, 2999).0, newest);
+}
+
+#[test]
+fn links_are_not_readable_in_the_store() {
+    let mut fleet = Fleet::new(2);
+    fleet.serve(0, 0, 5);
+    fleet.pass(1000);
+    let secret = Secret::new(KEY.as_bytes());
+    let batches = fleet.redis.streams[0].iter();
+    let news: Vec<News> = batches
+        .flat_map(|(_, bytes)| Batch::decode(bytes, &secret).expect("ours").news)
+        .collect();
+    let links: Vec<u64> = news
+        .iter()
+        .flat_map(|news| &news.marks)
+        .map(|mark| mark.link)
+        .collect();
+    assert!(!links.is_empty());
+    for (_, bytes) in &fleet.redis.streams[0] {
+        for link in &links {
+            assert!(!bytes.windows(8).any(|window| window == link.to_le_bytes()));
+        }
+    }
+}
