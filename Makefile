@@ -68,6 +68,9 @@ REPOSITORY ?= registry.example/warmpath
 # Configs name the module by the path it has where they are deployed; Envoy loads the one just built.
 VALIDATE = $(TESTBED) validate --envoy $(ENVOY) --module $(MODULE)
 
+REDIS    ?= $(or $(shell command -v redis-server || command -v valkey-server),$(TOOLS)/redis/usr/bin/redis-server)
+WEBDIS   ?= $(or $(shell command -v webdis),$(TOOLS)/webdis/usr/bin/webdis)
+
 COMMA := ,
 SPACE := $(subst ,, )
 STEP = @printf '\n\033[1m== %s\033[0m\n'
@@ -182,6 +185,18 @@ e2e-vllm: $(if $(ENGINES)$(PREFILL)$(RANKED),,engines-missing) $(ENVOY) module t
 e2e-kv: $(ENVOY) $(INDEXER) module testbed ## Route by what NVIDIA Dynamo's own KV indexer says, and compare with what the engines have cached
 	$(STEP) "Dynamo's KV indexer, in $(ENVOY)"
 	@$(TESTBED) kv-index --python $(INDEXER) --envoy $(ENVOY) --module $(MODULE) $(ARGS)
+
+# Redis and Webdis of the PATH, or those of Debian's packages, unpacked and not installed. Where they cannot be
+# had the tests are skipped, and it is said aloud; with CI in the environment that is a failure.
+.PHONY: e2e-scale
+e2e-scale: $(ENVOY) module testbed ## Drive Envoys that share through a real Redis and Webdis; REDIS= and WEBDIS= name other binaries, or addresses of running ones
+	$(STEP) 'several Envoys and a store, in $(ENVOY)'
+	@for binary in $(filter $(TOOLS)/%,$(REDIS) $(WEBDIS)); do \
+		$(MAKE) --silent $$binary || echo "$$binary cannot be fetched" >&2; \
+	done
+	@libraries=$$(printf '%s:' $(abspath $(TOOLS))/{redis,webdis}/usr/lib/*-linux-gnu*); \
+	LD_LIBRARY_PATH="$$libraries$${LD_LIBRARY_PATH:-}" $(TESTBED) e2e-scale --envoy $(ENVOY) --module $(MODULE) \
+		--redis $(REDIS) --webdis $(WEBDIS) $(ARGS)
 
 # Any Chromium or Chrome on the PATH will do. Without one the tests are skipped, and it is said aloud;
 # with CI in the environment that is a failure.
@@ -359,6 +374,13 @@ $(TOOLS)/registry/usr/bin/%:
 	@cd $(TOOLS)/registry && apt-get download --quiet=2 $* $(if $(filter skopeo,$*),libgpgme11 libassuan0) && \
 		for package in *.deb; do dpkg-deb -x "$$package" . && rm "$$package"; done
 
+# With all that they need and this machine does not have.
+$(TOOLS)/redis/usr/bin/redis-server:
+	@$(call unpack,redis,redis-server)
+
+$(TOOLS)/webdis/usr/bin/webdis:
+	@$(call unpack,webdis,webdis)
+
 # Where things lie on this machine is no part of a module: the same sources give the same bytes in any
 # folder. Flags of the environment would take the place of ours. Cargo puts what it has compiled back in place
 # each time, so what was made of it is kept beside it. The SDK exports callbacks that Envoy never calls for an HTTP
@@ -397,4 +419,14 @@ define reproduce
     echo 'the two builds differ' >&2; exit 1; \
   fi; \
   echo 'the same bytes twice' )
+endef
+
+# Debian's package $(2) and what it depends on, as far as it is not installed, into the folder $(1).
+define unpack
+( echo 'fetching $(2)'; \
+  rm -rf $(TOOLS)/$(1) && mkdir -p $(TOOLS)/$(1) && cd $(TOOLS)/$(1); \
+  packages=$$(apt-get install --simulate --no-install-recommends $(2) | awk '/^Inst/ {print $$2}'); \
+  apt-get download --quiet=2 $$packages; \
+  for package in *.deb; do dpkg-deb -x "$$package" .; done; \
+  rm *.deb )
 endef

@@ -25,8 +25,10 @@ mod overload;
 mod release;
 mod replay;
 mod sbom;
+mod server;
 mod sim;
 mod soak;
+mod store;
 mod trace;
 mod up;
 mod validate;
@@ -47,6 +49,8 @@ enum Command {
     Up(up::Args),
     /// Drive a real Envoy through every end-to-end test.
     E2e(e2e::Args),
+    /// Drive several Envoys in front of the same engines, with a real Redis and Webdis between them.
+    E2eScale(e2e::scale::Args),
     /// Drive several Envoys, with every wasm runtime they have, through every end-to-end test.
     Matrix(matrix::Args),
     /// Break one thing after another under load, and count what is lost.
@@ -98,6 +102,7 @@ fn main() -> anyhow::Result<()> {
         Command::Engine(args) => engine::run(args),
         Command::Up(args) => up::run(args),
         Command::E2e(args) => e2e::run(args),
+        Command::E2eScale(args) => e2e::scale::run(args),
         Command::Matrix(args) => matrix::run(args),
         Command::Drill(args) => drill::run(args),
         Command::Manifests(args) => manifests::run(args),

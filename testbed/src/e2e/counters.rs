@@ -3,7 +3,7 @@
 use anyhow::ensure;
 
 use super::harness::{Stack, eventually};
-use crate::envoy::stats;
+use crate::envoy::{Envoy, stats};
 
 /// Waits until a counter has this value: workers hand over what they counted twice a second.
 pub async fn counted(
@@ -31,6 +31,11 @@ pub async fn counter(
     name: &str,
     labels: &[(&str, &str)],
 ) -> anyhow::Result<u64> {
-    let page = stack.envoy()?.admin_get("/stats/prometheus").await?;
+    counter_of(stack.envoy()?, name, labels).await
+}
+
+/// The same of any Envoy.
+pub async fn counter_of(envoy: &Envoy, name: &str, labels: &[(&str, &str)]) -> anyhow::Result<u64> {
+    let page = envoy.admin_get("/stats/prometheus").await?;
     Ok(stats::sum(&page, name, labels))
 }

@@ -121,11 +121,7 @@ impl<'a> Stack<'a> {
             false => &context.setting.module,
         });
         bootstrap.set_runtime(&context.setting.runtime);
-        bootstrap.set_addresses(Addresses {
-            listener: port::reserve()?,
-            admin: port::reserve()?,
-            status: Some(port::reserve()?),
-        })?;
+        bootstrap.set_addresses(free_addresses()?)?;
         let mut plugin = bootstrap.plugin()?;
         let mut engines = Vec::new();
         for pool in &spec.pools {
@@ -173,11 +169,7 @@ impl<'a> Stack<'a> {
         self.note_envoy_log();
         self.envoy = None;
         edit(&mut self.bootstrap)?;
-        self.bootstrap.set_addresses(Addresses {
-            listener: port::reserve()?,
-            admin: port::reserve()?,
-            status: Some(port::reserve()?),
-        })?;
+        self.bootstrap.set_addresses(free_addresses()?)?;
         self.client = Client::new(self.bootstrap.addresses()?.listener)?;
         self.start_envoy().await
     }
@@ -206,13 +198,7 @@ impl<'a> Stack<'a> {
     }
 
     async fn start_envoy(&mut self) -> anyhow::Result<()> {
-        let launch = Launch {
-            binary: self.context.setting.envoy.clone(),
-            bootstrap: self.bootstrap.clone(),
-            concurrency: self.workers,
-            component_log_level: self.log_level.clone(),
-        };
-        self.envoy = Some(Envoy::start(launch).await?);
+        self.envoy = Some(Envoy::start(self.launch()).await?);
         if !self.checked {
             return Ok(());
         }
@@ -223,6 +209,21 @@ impl<'a> Stack<'a> {
             Ok((known > 0 && known == usable).then_some(()))
         })
         .await
+    }
+
+    /// How its Envoy is started.
+    pub(super) fn launch(&self) -> Launch {
+        Launch {
+            binary: self.context.setting.envoy.clone(),
+            bootstrap: self.bootstrap.clone(),
+            concurrency: self.workers,
+            component_log_level: self.log_level.clone(),
+        }
+    }
+
+    /// What its test was given.
+    pub(super) fn context(&self) -> &'a Context {
+        self.context
     }
 
     /// The Envoy of this stack.
@@ -311,6 +312,15 @@ impl Drop for Stack<'_> {
     fn drop(&mut self) {
         self.note_envoy_log();
     }
+}
+
+/// Addresses for one Envoy.
+pub(super) fn free_addresses() -> anyhow::Result<Addresses> {
+    Ok(Addresses {
+        listener: port::reserve()?,
+        admin: port::reserve()?,
+        status: Some(port::reserve()?),
+    })
 }
 
 /// Waits until `look` finds something. Fails, saying `what`, if it never does.
