@@ -81,6 +81,8 @@ enum Command {
     Simulate(sim::Args),
     /// Run a slice of a request trace through a real Envoy, beside the simulator.
     Replay(replay::Args),
+    /// Run a slice of a request trace through one Envoy, several, and several that share.
+    ReplayFleet(replay::fleet::Args),
     /// Offer a pool more than it can do, with admission and without.
     Overload(overload::Args),
     /// Send very many requests and sessions, and look whether anything grows.
@@ -118,6 +120,7 @@ fn main() -> anyhow::Result<()> {
         Command::Microbench(args) => microbench::run(args),
         Command::Simulate(args) => sim::run(args),
         Command::Replay(args) => replay::run(args),
+        Command::ReplayFleet(args) => replay::fleet::run(args),
         Command::Overload(args) => overload::run(args),
         Command::Soak(args) => soak::run(args),
         Command::Migrate(args) => migrate::run(args),

@@ -10,6 +10,7 @@
 //! clock, which speed would distort.
 
 mod clients;
+pub mod fleet;
 mod report;
 mod slice;
 mod stack;
@@ -24,6 +25,7 @@ use crate::envoy;
 use crate::sim::parse_tokens;
 use crate::sim::policy::Spec;
 use crate::sim::world::{self, Scenario};
+use crate::store::Binaries;
 use clients::Clients;
 pub(crate) use clients::{body, client};
 use report::{Comparison, Figures};
@@ -104,10 +106,23 @@ pub struct Plan {
     pub kv_tokens: u64,
     /// Modelled seconds in a real one.
     pub speed: f64,
-    /// Worker threads of Envoy.
+    /// Worker threads of each Envoy.
     pub workers: u32,
+    /// Envoys; each request meets a random one.
+    pub replicas: usize,
+    /// How they share what they know; absent, they do not.
+    pub sync: Option<Sync>,
     /// Seed of the simulator.
     pub seed: u64,
+}
+
+/// How several Envoys share what they know.
+#[derive(Clone, Debug)]
+pub struct Sync {
+    /// What the store is made of; it has a front for each Envoy.
+    pub binaries: Binaries,
+    /// How often each of them tells and asks, in real milliseconds.
+    pub interval_ms: u64,
 }
 
 /// Runs the `replay` verb.
@@ -129,7 +144,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn plan(args: &Args) -> anyhow::Result<Plan> {
+pub(crate) fn plan(args: &Args) -> anyhow::Result<Plan> {
     ensure!(args.engines > 0, "--engines: got 0, want at least 1");
     ensure!(
         args.speed > 0.0 && args.speed.is_finite(),
@@ -153,6 +168,8 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
         kv_tokens: args.kv_tokens,
         speed: args.speed,
         workers: args.concurrency.max(1),
+        replicas: 1,
+        sync: None,
         seed: args.seed,
     })
 }
@@ -175,8 +192,9 @@ pub async fn compare(plan: &Plan) -> anyhow::Result<Comparison> {
     let scenario = Scenario {
         engines: plan.engines,
         params: params.clone(),
-        routers: plan.workers as usize,
-        shared: true,
+        routers: plan.workers as usize * plan.replicas,
+        // Of several Envoys that share nothing every worker is taken for one of its own.
+        shared: plan.replicas == 1 || plan.sync.is_some(),
         seed: plan.seed,
         time_scale: plan.slice.time_scale,
         sync: None,
@@ -189,12 +207,14 @@ pub async fn compare(plan: &Plan) -> anyhow::Result<Comparison> {
     let stack = Stack::start(plan, policy, params).await?;
     stack.introduce_workers().await?;
     let before = stack.counted();
+    let store_before_ns = stack.store_cpu_ns()?;
     let start = Instant::now();
-    let sent = Clients::new(&plan.slice, stack.url(), plan.speed)?
+    let sent = Clients::new(plan, stack.urls())?
         .run()
         .await
         .with_context(|| format!("Envoy's log ends with:\n{}", stack.log_tail()))?;
     let took = start.elapsed();
+    let store_ns = stack.store_cpu_ns()?.zip(store_before_ns);
     let engines = stack.samples(&sent, plan)?;
     ensure!(
         before.after(&stack.counted()) == engines.whole,
@@ -212,6 +232,8 @@ pub async fn compare(plan: &Plan) -> anyhow::Result<Comparison> {
         engines: Figures::of(&engines),
         clients: sent.samples(plan).summary(),
         late_ms: 1000.0 * plan.speed * sent.mean_lateness().as_secs_f64(),
+        store_cpu_ms_per_s: store_ns
+            .map(|(after, before)| (after - before) as f64 / 1e6 / took.as_secs_f64()),
         took_s: took.as_secs_f64(),
         modelled_s: plan.speed * took.as_secs_f64(),
     })

@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use crate::bench::process::Process;
 use crate::envoy::bootstrap::Bootstrap;
 use crate::server::Server;
 pub use commands::Reply;
@@ -124,6 +125,18 @@ impl Store {
     /// Where the fronts listen: the endpoints of Envoy's cluster.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.fronts.iter().map(|front| front.address).collect()
+    }
+
+    /// CPU time of all that runs of it so far, in nanoseconds.
+    ///
+    /// # Errors
+    /// One of them has just ended.
+    pub fn cpu_ns(&self) -> anyhow::Result<u64> {
+        let parts = self.fronts.iter().chain([&self.redis]);
+        let running = parts.filter_map(|part| part.server.as_ref());
+        running
+            .map(|server| Process::new(server.process_id()).cpu_ns())
+            .sum()
     }
 
     /// Runs a command in Redis, without a front between.

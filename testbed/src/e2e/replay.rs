@@ -108,6 +108,8 @@ async fn a_trace_hits_as_much_as_in_the_simulator(context: &Context) -> anyhow::
         kv_tokens: load.kv_tokens,
         speed: 60.0,
         workers: setting.concurrency,
+        replicas: 1,
+        sync: None,
         seed: 1,
     };
     let found = replay::compare(&plan).await?;

@@ -1,5 +1,5 @@
 //! The clients: each request at its time, or its delay after the turn before it, over a connection
-//! of its own, so that it meets a random worker.
+//! of its own, so that it meets a random worker; of several Envoys, a random one.
 //!
 //! Every arrival is a task that lives as long as its conversation. Memory is bounded by the prompts
 //! in flight.
@@ -13,8 +13,9 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{Plan, Slice, real};
+use super::{Plan, real};
 use crate::bench::corpus::MODEL;
 use crate::sim::request::SimRequest;
 use crate::sim::statistics::{Sample, Samples};
@@ -63,7 +64,8 @@ pub(super) struct Clients {
 struct Shared {
     workload: Workload,
     client: reqwest::Client,
-    url: String,
+    urls: Vec<String>,
+    seed: u64,
     speed: f64,
     sent: AtomicUsize,
 }
@@ -86,18 +88,19 @@ pub(super) struct Sent {
 }
 
 impl Clients {
-    /// Clients that will send a slice to `url`.
-    pub(super) fn new(slice: &Slice, url: &str, speed: f64) -> anyhow::Result<Self> {
-        let arrivals = slice.arrivals();
+    /// Clients that will send the slice of a plan to `urls`.
+    pub(super) fn new(plan: &Plan, urls: &[String]) -> anyhow::Result<Self> {
+        let arrivals = plan.slice.arrivals();
         Ok(Self {
             arrivals: arrivals
-                .map(|(at_us, request)| (real(at_us, speed), request))
+                .map(|(at_us, request)| (real(at_us, plan.speed), request))
                 .collect(),
             shared: Arc::new(Shared {
-                workload: slice.workload.clone(),
+                workload: plan.slice.workload.clone(),
                 client: client()?,
-                url: url.to_owned(),
-                speed,
+                urls: urls.to_vec(),
+                seed: plan.seed,
+                speed: plan.speed,
                 sent: AtomicUsize::new(0),
             }),
         })
@@ -153,7 +156,8 @@ impl Shared {
         let body = body(req)?;
         let order = self.sent.fetch_add(1, Ordering::Relaxed);
         let start = Instant::now();
-        let call = self.client.post(&self.url).body(body);
+        let url = chosen(&self.urls, request, self.seed).context("no Envoy")?;
+        let call = self.client.post(url).body(body);
         let call = call
             .header(REQUEST_ID, request.to_string())
             .header(SESSION, format!("{:016x}", req.key));
@@ -173,6 +177,12 @@ impl Shared {
             first_byte: first_byte.unwrap_or_default(),
         })
     }
+}
+
+/// Which Envoy a request is sent to: at random, and to the same with the same seed.
+fn chosen(urls: &[String], request: usize, seed: u64) -> Option<&String> {
+    let draw = xxh3_64_with_seed(&request.to_le_bytes(), seed);
+    urls.get(usize::try_from(draw % (urls.len() as u64).max(1)).ok()?)
 }
 
 /// The JSON of a request.
@@ -233,6 +243,27 @@ mod tests {
             assert_eq!(prompt.as_bytes(), req.text());
             assert_eq!(json["max_tokens"], req.output_tokens);
         }
+    }
+
+    #[test]
+    fn each_request_meets_a_random_envoy_that_the_seed_decides() {
+        let urls = ["a", "b", "c"].map(str::to_owned);
+        let draw = |seed| (0..3000).map(move |request| (request, seed));
+        let all: Vec<_> = draw(1)
+            .map(|(request, seed)| chosen(&urls, request, seed).unwrap())
+            .collect();
+        let again: Vec<_> = draw(1)
+            .map(|(request, seed)| chosen(&urls, request, seed).unwrap())
+            .collect();
+        let other: Vec<_> = draw(2)
+            .map(|(request, seed)| chosen(&urls, request, seed).unwrap())
+            .collect();
+        assert!(all == again && all != other);
+        for url in &urls {
+            let share = all.iter().filter(|it| **it == url).count();
+            assert!((800..1200).contains(&share), "{url}: {share}");
+        }
+        assert_eq!(chosen(&[], 1, 1), None);
     }
 
     #[test]

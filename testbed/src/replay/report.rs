@@ -41,6 +41,8 @@ pub struct Comparison {
     pub foretold: Option<Foretold>,
     /// How much later than planned requests were sent, on average.
     pub late_ms: f64,
+    /// CPU time of the store that Envoys share through, if they do, in milliseconds for each real second.
+    pub store_cpu_ms_per_s: Option<f64>,
     /// Real seconds.
     pub took_s: f64,
     /// Modelled seconds.

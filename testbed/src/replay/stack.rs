@@ -1,4 +1,4 @@
-//! The real side: model engines in this process and one Envoy with the module in front of them.
+//! The real side: model engines in this process and one Envoy with the module in front of them, or several.
 //!
 //! What a request got is read from the engines: their counters, and their logs for single requests.
 
@@ -19,6 +19,7 @@ use crate::envoy::{Envoy, Launch, stats};
 use crate::lmcache::Controller;
 use crate::model::ModelParams;
 use crate::sim::statistics::{Sample, Samples};
+use crate::store::{self, Store};
 
 /// Requests for each worker before the clock runs. Connections fall to workers by chance, but
 /// so many leave none out.
@@ -35,9 +36,10 @@ const INDEX: &str = "kv_index";
 /// A running stack. Everything stops when it is dropped.
 pub(super) struct Stack {
     engines: Vec<Engine>,
-    _index: Option<Controller>,
-    envoy: Envoy,
-    url: String,
+    index: Option<Controller>,
+    envoys: Vec<Envoy>,
+    store: Option<Store>,
+    urls: Vec<String>,
     workers: u32,
 }
 
@@ -53,7 +55,7 @@ impl Counted {
 }
 
 impl Stack {
-    /// Starts engines, then Envoy with one pool of them under `policy`, or with `kv_aware`.
+    /// Starts engines, then every Envoy with one pool of them under `policy`, or with `kv_aware`.
     pub(super) async fn start(
         plan: &Plan,
         policy: Option<Value>,
@@ -82,20 +84,49 @@ impl Stack {
             };
             engines.push(Engine::start(config).await?);
         }
+        let policy = policy.unwrap_or_else(|| kv_aware(&engines, plan));
+        let store = match &plan.sync {
+            Some(sync) => Some(Store::start(&sync.binaries, plan.replicas).await?),
+            None => None,
+        };
+        let mut stack = Self {
+            engines,
+            index,
+            envoys: Vec::new(),
+            store,
+            urls: Vec::new(),
+            workers: plan.workers,
+        };
+        for _ in 0..plan.replicas {
+            stack.add_envoy(plan, &policy).await?;
+        }
+        Ok(stack)
+    }
+
+    async fn add_envoy(&mut self, plan: &Plan, policy: &Value) -> anyhow::Result<()> {
         let setup = Setup {
             binary: plan.envoy.clone(),
             config: plan.config.clone(),
             concurrency: plan.workers,
             cpus: None,
         };
-        let module = plan.module.clone();
-        let addresses: Vec<_> = engines.iter().map(Engine::addr).collect();
-        let policy = policy.unwrap_or_else(|| kv_aware(&engines, plan));
-        let variant = Variant::Warmpath { policy, module };
+        let variant = Variant::Warmpath {
+            policy: policy.clone(),
+            module: plan.module.clone(),
+        };
+        let addresses: Vec<_> = self.engines.iter().map(Engine::addr).collect();
         let mut bootstrap = configure(&variant, &setup, &addresses)?;
-        if let Some(index) = &index {
+        if let Some(index) = &self.index {
             bootstrap.add_cluster_like("prometheus_stats", INDEX)?;
             bootstrap.set_endpoints(INDEX, &[index.address()])?;
+        }
+        if let (Some(store), Some(sync)) = (&self.store, &plan.sync) {
+            store::join(
+                &mut bootstrap,
+                &store.addresses(),
+                store::KEY,
+                sync.interval_ms,
+            )?;
         }
         let listener = bootstrap.addresses()?.listener;
         let envoy = Envoy::start(Launch {
@@ -104,23 +135,20 @@ impl Stack {
             concurrency: setup.concurrency,
             component_log_level: "wasm:info".to_owned(),
         });
-        Ok(Self {
-            engines,
-            _index: index,
-            envoy: envoy.await?,
-            url: format!("http://{listener}/v1/completions"),
-            workers: plan.workers,
-        })
+        self.envoys.push(envoy.await?);
+        self.urls.push(format!("http://{listener}/v1/completions"));
+        Ok(())
     }
 
     /// Where requests go.
-    pub(super) fn url(&self) -> &str {
-        &self.url
+    pub(super) fn urls(&self) -> &[String] {
+        &self.urls
     }
 
-    /// The end of Envoy's log.
+    /// The ends of the Envoys' logs.
     pub(super) fn log_tail(&self) -> String {
-        self.envoy.log_tail()
+        let tails: Vec<_> = self.envoys.iter().map(Envoy::log_tail).collect();
+        tails.join("\n--\n")
     }
 
     /// Lets every worker route something, so that code is compiled and all know each other. The
@@ -128,12 +156,19 @@ impl Stack {
     pub(super) async fn introduce_workers(&self) -> anyhow::Result<()> {
         let client = super::clients::client()?;
         let body = json!({"model": MODEL, "prompt": "hi", "max_tokens": 1}).to_string();
-        for _ in 0..INTRODUCTIONS * self.workers {
-            let answer = client.post(&self.url).body(body.clone()).send().await?;
-            answer.error_for_status()?.bytes().await?;
+        for url in &self.urls {
+            for _ in 0..INTRODUCTIONS * self.workers {
+                let answer = client.post(url).body(body.clone()).send().await?;
+                answer.error_for_status()?.bytes().await?;
+            }
         }
         tokio::time::sleep(TWO_BEATS).await;
         Ok(())
+    }
+
+    /// CPU time of the store so far, if there is one, in nanoseconds.
+    pub(super) fn store_cpu_ns(&self) -> anyhow::Result<Option<u64>> {
+        self.store.as_ref().map(Store::cpu_ns).transpose()
     }
 
     /// What all engines have counted so far.
@@ -153,11 +188,15 @@ impl Stack {
     /// # Errors
     /// Envoy does not answer, or the filter has not counted that many requests.
     pub(super) async fn foretold(&self, requests: usize) -> anyhow::Result<Option<Foretold>> {
-        let want = requests as u64 + u64::from(INTRODUCTIONS * self.workers);
+        let introduced = u64::from(INTRODUCTIONS * self.workers) * self.envoys.len() as u64;
+        let want = requests as u64 + introduced;
         let deadline = Instant::now() + COUNTED_WITHIN;
         loop {
-            let page = self.envoy.admin_get("/stats/prometheus").await?;
-            let count = |name| stats::sum(&page, name, &[]);
+            let mut pages = Vec::new();
+            for envoy in &self.envoys {
+                pages.push(envoy.admin_get("/stats/prometheus").await?);
+            }
+            let count = |name| -> u64 { pages.iter().map(|it| stats::sum(it, name, &[])).sum() };
             let seen = count("warmpath_endpoint_finished_total");
             if seen == want {
                 let foretold = Foretold {
