@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use libtest_mimic::Trial;
+use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::client::{Call, Reply};
@@ -167,11 +168,11 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// As shipped, with `sync` over the fronts of a store.
+/// As shipped, with `sync` over the fronts of a store. Nobody is scraped: engines tell of load, too.
 fn spec(store: &Store) -> StackSpec {
     let fronts = store.addresses();
-    super::prefix::spec()
-        .bootstrap(move |bootstrap| store::join(bootstrap, &fronts, store::KEY, INTERVAL_MS))
+    let spec = super::prefix::spec().option("scrape", json!("off"));
+    spec.bootstrap(move |bootstrap| store::join(bootstrap, &fronts, store::KEY, INTERVAL_MS))
 }
 
 /// A prompt that was never sent before.
