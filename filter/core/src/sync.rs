@@ -250,7 +250,6 @@ impl Sync {
             news: Vec::new(),
         };
         let news = self.outbox.take(self.options.batch_bytes);
-        self.tally.unsent += self.outbox.take_dropped();
         let has_news = !news.is_empty();
         let batch = Batch { news, ..batch };
         let bytes = batch.encode(&self.options.secret);
@@ -402,6 +401,7 @@ impl Sync {
                 outbox.note(event, engine, now_us);
             }
         });
+        self.tally.unsent += self.outbox.take_dropped();
     }
 
     /// Tells the workers of this Envoy what the others told.

@@ -1,8 +1,8 @@
 //! How the Envoys of a fleet tell each other what they learn, if they do.
 
 use super::reader::{Reader, text};
-use crate::sync::secret::Secret;
 use crate::json::Value;
+use crate::sync::secret::Secret;
 
 const INTERVAL_MS: u64 = 100;
 const TIMEOUT_MS: u64 = 1000;

@@ -18,8 +18,14 @@ impl Directory {
         let numbered = identities.iter().enumerate();
         let named = identities.iter().zip(ids);
         Directory {
-            positions: numbered.map(|(position, it)| (*it, position)).collect::<Vec<_>>().into(),
-            by_id: named.filter_map(|(it, id)| Some(((*id)?, *it))).collect::<Vec<_>>().into(),
+            positions: numbered
+                .map(|(position, it)| (*it, position))
+                .collect::<Vec<_>>()
+                .into(),
+            by_id: named
+                .filter_map(|(it, id)| Some(((*id)?, *it)))
+                .collect::<Vec<_>>()
+                .into(),
             identities: identities.to_vec(),
             ids: ids.to_vec(),
         }

@@ -10,8 +10,8 @@
 
 use super::batch::News;
 use crate::hash;
-use crate::prefix::{Event, Kind, Mark};
 use crate::hash::Table;
+use crate::prefix::{Event, Kind, Mark};
 use std::collections::VecDeque;
 
 /// How long a link of an engine is not told again.
