@@ -20,7 +20,7 @@ const SHORTEST_TICK_MS: u64 = 25;
 const TICKS_PER_INTERVAL: u64 = 8;
 
 /// Ticks from one call to the other Envoys to the next: workers' logs are read with each.
-const TICKS_PER_CALL: u64 = 2;
+const TICKS_PER_CALL: u64 = 4;
 
 /// What the streams of one VM and config share; `None` until a config was accepted.
 pub type Shared = Rc<RefCell<Option<Worker>>>;

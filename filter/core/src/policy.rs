@@ -51,6 +51,8 @@ pub struct View<'a> {
     pub warmth: Option<Warmth<'a>>,
     /// What an index service says of the prompt.
     pub word: Word,
+    /// What the prefill work that other Envoys may have sent to the pool since they were heard may count.
+    pub unseen_tokens: f64,
     /// Number of this request in its pool, for `round_robin`.
     pub turn: u64,
     /// A random number.

@@ -69,6 +69,9 @@ pub enum Kind {
     Hold,
     /// The engine did not take the prompt after all.
     Drop,
+    /// The engine holds the prompt by what another Envoy tells: as [`Kind::Hold`], but for what requests of
+    /// this one keep there.
+    Touch,
 }
 
 /// What a pin took of an engine's cache, in chunks. What another request in flight had pinned before
@@ -206,10 +209,12 @@ impl Index {
                 }
             }
             // From the end: an engine frees a prompt's last blocks first.
-            Kind::Hold => {
+            Kind::Hold | Kind::Touch => {
                 self.clocks.grew(engine.0, event.extra_chunks);
                 for mark in event.marks.iter().rev() {
-                    self.hold(*mark, engine);
+                    if event.kind == Kind::Hold || !self.is_pinned(*mark, engine) {
+                        self.hold(*mark, engine);
+                    }
                 }
             }
             Kind::Drop => {
@@ -235,6 +240,14 @@ impl Index {
             }
             None => pinned.fresh_chunks += u32::from(mark.chunks),
         }
+    }
+
+    fn is_pinned(&self, mark: Mark, engine: EndpointId) -> bool {
+        let mut pinned = false;
+        self.table.find(mark.link, |holder, epoch| {
+            pinned |= holder == engine.0 && self.clocks.is_pinned(holder, epoch);
+        });
+        pinned
     }
 
     fn hold(&mut self, mark: Mark, engine: EndpointId) {

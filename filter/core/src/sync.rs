@@ -21,12 +21,14 @@ mod listener;
 pub mod outbox;
 pub mod relay;
 pub mod secret;
+mod unseen;
 pub mod webdis;
 
 use crate::call::{HttpCall, Reply};
 use crate::config::SyncOptions;
 use crate::hash;
 use crate::ids::EndpointId;
+use crate::prefix::Kind;
 use crate::store::Store;
 use batch::{Batch, MAX_ENGINES, News, Unreadable};
 use directory::Directory;
@@ -34,6 +36,7 @@ use inbox::{Inbox, Taken};
 use listener::Listener;
 use outbox::Outbox;
 use relay::{Notice, Relay};
+use unseen::Unseen;
 use webdis::Told;
 
 /// Intervals of silence after which a peer counts as out of sight.
@@ -112,6 +115,15 @@ pub struct Tally {
     pub error: String,
 }
 
+/// What a call is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// To read what the others told.
+    Read,
+    /// And to tell them.
+    Tell,
+}
+
 /// What the call under way is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -131,6 +143,7 @@ pub struct Sync {
     outbox: Outbox,
     inbox: Inbox,
     relay: Relay,
+    unseen: Unseen,
     cursors: [String; 2],
     /// Before which entry to look back, while there is more.
     before: Option<String>,
@@ -142,6 +155,11 @@ pub struct Sync {
     /// News of the batch that is under way.
     unsettled: Vec<News>,
     next_ms: u64,
+    /// Whether a request was sent to an engine since the others were told last, and when they were.
+    placed: bool,
+    told_ms: u64,
+    /// When a batch was made last.
+    spoken_ms: u64,
     failures: u32,
     answered_us: Option<u64>,
     /// The last batch that was sent, when, and how many were since one came back.
@@ -172,6 +190,7 @@ impl Sync {
             outbox: Outbox::new(2 * options.batch_bytes),
             inbox: Inbox::default(),
             relay: Relay::new(name),
+            unseen: Unseen::default(),
             before: (warm || !goes_on).then(|| "+".to_owned()),
             cursors: cursors.unwrap_or_default(),
             read_back: 0,
@@ -180,6 +199,9 @@ impl Sync {
             word: name,
             unsettled: Vec::new(),
             next_ms: 0,
+            placed: false,
+            told_ms: 0,
+            spoken_ms: 0,
             failures: 0,
             answered_us: None,
             sent: (0, 0),
@@ -197,6 +219,7 @@ impl Sync {
         self.directory = Directory::new(identities, ids);
         self.listener.set_ids(ids);
         self.relay.set_ids(ids);
+        self.unseen = Unseen::new(identities.len());
     }
 
     /// What happened so far.
@@ -206,34 +229,54 @@ impl Sync {
 
     /// The call to make now, if any.
     pub fn call<S: Store>(&mut self, store: &S, expiry_ms: u64, now_us: u64) -> Option<HttpCall> {
-        let now_ms = now_us / 1000;
         self.listen(store, expiry_ms, now_us);
         self.pass_on(store, now_us);
-        // A clock that was set back does not end the calls.
-        let far_ms = now_ms.saturating_add(self.options.interval_ms.max(MAX_PAUSE_MS));
-        let due = now_ms >= self.next_ms || self.next_ms > far_ms;
-        if self.under_way.is_some() || !due {
-            return None;
-        }
-        self.next_ms = now_ms.saturating_add(self.options.interval_ms);
+        let due = self.due(now_us).filter(|_| self.under_way.is_none())?;
+        self.called(now_us);
         self.word = hash::mix(self.word, now_us);
         if let Some(before) = &self.before {
             self.under_way = Some(Step::LookBack);
             return Some(webdis::look_back(&self.options, self.word, before));
         }
         self.under_way = Some(Step::Exchange);
-        let (bytes, has_news) = self.batch(now_us);
+        let batch = (due == Due::Tell).then(|| self.batch(now_us));
         Some(webdis::exchange(
             &self.options,
             self.word,
             &self.cursors,
-            bytes,
-            has_news,
+            batch,
         ))
+    }
+
+    /// A call is made.
+    pub fn called(&mut self, now_us: u64) {
+        let pause_ms = self.options.interval_ms / 2;
+        self.next_ms = (now_us / 1000).saturating_add(pause_ms);
+    }
+
+    /// What to do now, if anything: to tell an interval after the last time; and to read half an interval after
+    /// the last call. What is read late is decided on wrongly, and nothing is cheaper than to read.
+    pub fn due(&self, now_us: u64) -> Option<Due> {
+        let (now_ms, interval_ms) = (now_us / 1000, self.options.interval_ms);
+        // A clock that was set back does not end the calls.
+        let far_ms = now_ms.saturating_add(interval_ms.max(MAX_PAUSE_MS));
+        let is_over = |end_ms: u64| now_ms >= end_ms || end_ms > far_ms;
+        let is_past = |time_ms: u64| is_over(time_ms.saturating_add(interval_ms));
+        let early = self.placed && self.failures == 0 && self.before.is_none();
+        let early = early && is_past(self.told_ms);
+        match is_over(self.next_ms) {
+            true if early || is_past(self.spoken_ms) => Some(Due::Tell),
+            true => Some(Due::Read),
+            false => early.then_some(Due::Tell),
+        }
     }
 
     /// The batch to send now, and whether it has news of prompts.
     pub fn batch(&mut self, now_us: u64) -> (Vec<u8>, bool) {
+        self.spoken_ms = now_us / 1000;
+        if std::mem::take(&mut self.placed) {
+            self.told_ms = now_us / 1000;
+        }
         // A name is used for one number once, also by a holder whose clock was set back.
         self.number = self.number.saturating_add(1).max(now_us / 1000);
         let named = |position| self.directory.identity(position);
@@ -319,7 +362,12 @@ impl Sync {
             }
             return Vec::new();
         }
-        let (taken, news) = self.inbox.take(batch, now_us);
+        let (unseen, directory) = (&mut self.unseen, &self.directory);
+        let (taken, news) = self.inbox.take(batch, now_us, |engine, tokens| {
+            if let Some(position) = directory.position(engine) {
+                unseen.add(position, tokens);
+            }
+        });
         match taken {
             Taken::New => {
                 self.tally.received += 1;
@@ -331,11 +379,11 @@ impl Sync {
     }
 
     /// Reads batches that came without a call: for simulation.
-    pub fn deliver(&mut self, batches: &[&[u8]], now_us: u64) {
+    pub fn deliver<Batch: AsRef<[u8]>>(&mut self, batches: &[Batch], now_us: u64) {
         self.before = None;
         self.answered_us = Some(now_us);
         for bytes in batches {
-            let news = self.take(bytes, now_us);
+            let news = self.take(bytes.as_ref(), now_us);
             self.old.extend(news);
         }
     }
@@ -396,7 +444,9 @@ impl Sync {
     /// Learns what the workers of this Envoy did.
     pub fn listen<S: Store>(&mut self, store: &S, expiry_ms: u64, now_us: u64) {
         let (outbox, directory) = (&mut self.outbox, &self.directory);
+        let placed = &mut self.placed;
         self.listener.listen(store, expiry_ms, now_us, |event| {
+            *placed |= event.kind == Kind::Pin;
             if let Some(engine) = directory.named(event.engine) {
                 outbox.note(event, engine, now_us);
             }
@@ -442,7 +492,18 @@ impl Sync {
             self.directory.len(),
             now_us,
         );
+        self.unseen.fade(now_us);
+        let ids = self.directory.ids();
+        // What is sent now is told an interval later, or when the store gets to it.
+        let way_us = self
+            .tally
+            .lag_us
+            .clamp(within_us / SILENT_INTERVALS, within_us);
+        let unseen = self.unseen.within(way_us);
         let notice = Notice {
+            unseen: unseen
+                .filter_map(|(at, tokens)| Some((ids.get(at).copied()??, tokens)))
+                .collect(),
             scope: self.scope,
             out_of_sight: self.tally.view != View::Whole,
             peers: u16::try_from(heard).unwrap_or(u16::MAX),

@@ -33,6 +33,7 @@ struct Round {
     held: Vec<(usize, u64)>,
     prompt_tokens: u64,
     key: u64,
+    unseen_tokens: f64,
     later_us: u64,
 }
 
@@ -51,10 +52,11 @@ fn round() -> impl Strategy<Value = Round> {
         vec((0..ENDPOINTS, 0..8_u64), 0..6),
         1..8_u64,
         0..5_u64,
+        prop::option::of(0.0..2000.0),
         0..2_000_000_u64,
     )
         .prop_map(
-            |(loads, words, adapter, requests, held, prompt, key, later_us)| Round {
+            |(loads, words, adapter, requests, held, prompt, key, unseen, later_us)| Round {
                 loads,
                 words,
                 adapter,
@@ -65,6 +67,7 @@ fn round() -> impl Strategy<Value = Round> {
                     .collect(),
                 prompt_tokens: prompt * 128,
                 key,
+                unseen_tokens: unseen.unwrap_or_default(),
                 later_us,
             },
         )
@@ -219,7 +222,9 @@ impl Naive<'_> {
             let own = work_cost(options, alpha, work, Some(at) == home);
             let away = options.lora_tokens * f64::from(self.steps(at));
             let load_cost = load_cost(options, &self.load(at)) / self.speed(at);
-            let cost = load_cost + (own + away) / self.speed(at);
+            let share = 1.0 - self.fair_score(at) as f64 / u64::MAX as f64;
+            let unseen = self.round.unseen_tokens * share;
+            let cost = load_cost + (own + away + unseen) / self.speed(at);
             (cost.max(0.0).to_bits(), Reverse(self.fair_score(at)))
         })
     }
@@ -329,6 +334,7 @@ proptest! {
                 foreign: &foreign,
                 adapter: round.adapter.as_ref().map(|(loaded, full)| Adapter { loaded, full }),
                 key: Some(round.key),
+                unseen_tokens: round.unseen_tokens,
                 word: Default::default(),
                 warmth: Some(Warmth {
                     tokens: round.prompt_tokens,

@@ -15,6 +15,7 @@ mod round_robin;
 mod scraping;
 
 use std::fmt;
+use std::rc::Rc;
 
 use anyhow::bail;
 use rand::SeedableRng;
@@ -37,9 +38,9 @@ pub trait Policy {
     fn tick_period_us(&self) -> Option<u64> {
         None
     }
-    /// Reads batches of other routers, and makes one for them; empty if the policy has nothing to tell.
-    fn exchange(&mut self, _arrived: &[&[u8]], _now_us: u64) -> Vec<u8> {
-        Vec::new()
+    /// When it is time, takes the batches of other routers and makes one for them.
+    fn exchange(&mut self, _arrived: &mut Vec<Rc<[u8]>>, _now_us: u64) -> Option<Vec<u8>> {
+        None
     }
     /// How often the engines are scraped for this policy; `None` if it does not look.
     fn scrape_period_us(&self) -> Option<u64> {

@@ -18,6 +18,9 @@ use super::statistics::{Sample, Samples};
 use super::workload::Workload;
 use crate::model::{ModelParams, Submission, TokenEvent};
 
+/// How often a router looks whether there is something to tell, within the interval; as the filter does.
+const TICKS_PER_CALL: u64 = 4;
+
 /// Everything that is fixed before the first arrival.
 #[derive(Debug, Clone)]
 pub struct Scenario {
@@ -308,24 +311,23 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A router reads what the others sent since it last read, and sends what it has.
+    /// A router looks whether it is time to read what the others sent since it last did, and to send what it has.
     fn exchange(&mut self, router: usize, now_us: u64) {
-        let arrived = self.mail.get_mut(router).map(std::mem::take);
-        let arrived = arrived.unwrap_or_default();
-        let (Some(policy), Some(sync)) = (self.routers.get_mut(router), self.sync) else {
+        let (Some(policy), Some(mail)) = (self.routers.get_mut(router), self.mail.get_mut(router))
+        else {
             return;
         };
-        let arrived: Vec<&[u8]> = arrived.iter().map(|batch| &**batch).collect();
-        let batch: Rc<[u8]> = policy.exchange(&arrived, now_us).into();
-        let lost = self
-            .fate
-            .random_bool((sync.loss_percent / 100.0).clamp(0.0, 1.0));
+        let Some(sync) = self.sync else { return };
+        let batch = policy.exchange(mail, now_us).map(Rc::<[u8]>::from);
+        let loss = (sync.loss_percent / 100.0).clamp(0.0, 1.0);
+        let batch = batch.filter(|_| !self.fate.random_bool(loss));
         let others = self.mail.iter_mut().enumerate();
-        for (_, mail) in others.filter(|(other, _)| *other != router && !lost) {
-            mail.push(Rc::clone(&batch));
+        for (_, mail) in others.filter(|(other, _)| *other != router) {
+            mail.extend(batch.clone());
         }
         if self.ended < self.workload.requests.len() {
-            self.schedule(now_us + sync.interval_ms * 1000, Event::Exchange { router });
+            let tick_us = sync.interval_ms * 1000 / TICKS_PER_CALL;
+            self.schedule(now_us + tick_us, Event::Exchange { router });
         }
     }
 

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! cost = (W + alpha * u * (1 - home_affinity * [engine is the conversation's home])
-//!          + request_tokens * n + context_weight * c + lora_tokens * s) / speed
+//!          + request_tokens * n + context_weight * c + lora_tokens * s + unseen * (1 - r)) / speed
 //! u     = max(16, prompt tokens - tokens held by the engine)
 //! alpha = 1 + stickiness * q
 //! q     = mean over engines of the requests without a first token, each counted to at most twice
@@ -18,6 +18,13 @@
 //! (`alpha`; a greedy router has alpha 1 and tips over at saturation). Equal costs, as those of a cold
 //! prompt on an idle fleet, are decided by the conversation's rendezvous rank, so that replicas which
 //! share nothing still agree.
+//!
+//! `unseen` stands for the work that other Envoys may have sent since they were last heard; 0 if there are
+//! none. All look for the cheapest engine at once, and would find the same one: old load figures make herds
+//! (Mitzenmacher, How Useful Is Old Information?, 2000). In the balance of that game each engine gets a share
+//! of the unseen work, by as much as it is cheaper than the dearest that gets any, and then none is better
+//! than another. With `r`, the conversation's rendezvous score as a number from 0 to 1, added to twice the
+//! unseen work, the choices of many conversations come close to these shares, and those of one agree.
 //!
 //! With an `imbalance_threshold` the least loaded engine wins before any of this, once the most and
 //! the least loaded differ by that many requests.
@@ -91,16 +98,24 @@ pub struct Scale {
     pub alpha: f64,
     /// Where the conversation lives, if that counts.
     pub home: Option<usize>,
+    /// How much work that nobody has told yet may count, in tokens.
+    pub unseen_tokens: f64,
 }
 
 /// The scale of a decision among the members of a group.
-pub fn scale(options: &PrefixOptions, group: &Group, warmth: &Warmth) -> Scale {
+pub fn scale(options: &PrefixOptions, group: &Group, warmth: &Warmth, unseen_tokens: f64) -> Scale {
     Scale {
         alpha: 1.0 + options.stickiness * mean_queue(group.with_waiting()),
         home: (options.home_affinity > 0.0)
             .then(|| group.owners(warmth.conversation, 1).first().copied())
             .flatten(),
+        unseen_tokens,
     }
+}
+
+/// What may have been sent to an engine that has this rendezvous score for the conversation.
+pub fn unseen_cost(unseen_tokens: f64, score: u64) -> f64 {
+    unseen_tokens * (1.0 - score as f64 / u64::MAX as f64)
 }
 
 /// What a request's own prefill costs it, in tokens; `alpha` as above.
@@ -137,7 +152,7 @@ pub(super) fn rank(view: &View, options: &PrefixOptions) -> (Vec<usize>, Reason)
     let Some(warmth) = view.warmth else {
         return least_request::rank(view);
     };
-    let Scale { alpha, home } = scale(options, group, &warmth);
+    let Scale { alpha, home, .. } = scale(options, group, &warmth, view.unseen_tokens);
     let work_cost = |position| {
         let is_home = home == Some(position);
         self::work_cost(options, alpha, work(&warmth, position), is_home)
@@ -174,6 +189,7 @@ fn cheapest(
         view.adapter
             .map_or(0.0, |it| lora_tokens * f64::from(it.steps(position)))
     };
+    let unseen = |score| unseen_cost(view.unseen_tokens, score);
     let conversation = Mixer::new(warmth.conversation);
     let mut list: Shortlist<(u64, Reverse<u64>, usize)> = Shortlist::new(view.candidates);
     let holds = |position| warmth.holders.tokens(position) > 0;
@@ -184,8 +200,8 @@ fn cheapest(
             && let Some(score) = conversation.at_least(identity, 0)
         {
             let load_cost = group.costs().get(place).unwrap_or_default();
-            let work_cost = (work_cost(position) + away(position)) / group.speed(place);
-            let cost = cost(load_cost, work_cost);
+            let own_cost = work_cost(position) + away(position) + unseen(score);
+            let cost = cost(load_cost, own_cost / group.speed(place));
             list.offer((cost, Reverse(score), position));
         }
     }
@@ -204,15 +220,17 @@ fn cheapest(
         let members = costs.iter().zip(identities).zip(members).enumerate();
         for (offset, ((load_cost, identity), position)) in members {
             let speed = group.speed(block * BLOCK + offset);
-            let cost = cost(*load_cost, (cold_cost + away(*position)) / speed);
-            if cost > most {
+            let own_cost = cold_cost + away(*position);
+            let least = cost(*load_cost, own_cost / speed);
+            if least > most {
                 continue;
             }
-            let least_score = if cost == most { floor } else { 0 };
+            let least_score = if least == most { floor } else { 0 };
             if let Some(score) = conversation.at_least(*identity, least_score)
                 && !holds(*position)
                 && home != Some(*position)
             {
+                let cost = cost(*load_cost, (own_cost + unseen(score)) / speed);
                 list.offer((cost, Reverse(score), *position));
                 (most, floor) = bar(&list);
             }

@@ -200,6 +200,7 @@ fn encode(event: &Event, out: &mut Vec<u8>) {
         Kind::Pin => 0,
         Kind::Hold => 1,
         Kind::Drop => 2,
+        Kind::Touch => 3,
     });
     out.extend_from_slice(&event.engine.0.to_le_bytes());
     out.extend_from_slice(&event.extra_chunks.to_le_bytes());
@@ -216,6 +217,7 @@ fn decode(bytes: &[u8]) -> Option<(Event, &[u8])> {
         0 => Kind::Pin,
         1 => Kind::Hold,
         2 => Kind::Drop,
+        3 => Kind::Touch,
         _ => return None,
     };
     let (engine, bytes) = bytes.split_first_chunk()?;

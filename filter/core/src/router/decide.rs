@@ -98,6 +98,7 @@ pub(super) struct Weighing<'a> {
     pub(super) key: Option<u64>,
     pub(super) warmth: Option<Warmth<'a>>,
     pub(super) word: Word,
+    pub(super) unseen_tokens: f64,
     pub(super) turn: u64,
     pub(super) draw: u64,
     pub(super) priority: Priority,
@@ -120,6 +121,7 @@ impl<'a> Weighing<'a> {
             key: self.key,
             warmth: self.warmth,
             word: self.word,
+            unseen_tokens: self.unseen_tokens,
             turn: self.turn,
             draw: self.draw,
             candidates,
@@ -215,6 +217,7 @@ impl<S: Store> Router<S> {
                 .as_ref()
                 .map(|prompt| prompt.warmth(ask.key, &self.holders)),
             word,
+            unseen_tokens: self.unseen_tokens(target.pool),
             turn: turn.unwrap_or(draw),
             draw,
             priority: ask.priority,

@@ -9,6 +9,7 @@ use super::{Ask, Router, State};
 use crate::answer::Answer;
 use crate::config::PolicyConfig;
 use crate::decision::{Fallback, Reason};
+use crate::hash;
 use crate::policy::prefix::{self, PrefixOptions, Scale, Warmth};
 use crate::policy::{self, Group, Holders};
 use crate::rate;
@@ -102,6 +103,7 @@ impl<S: Store> Router<S> {
             key: ask.key,
             warmth: prompt.as_ref().map(|it| it.warmth(ask.key, &holders)),
             word,
+            unseen_tokens: self.unseen_tokens(target.pool),
             turn: match deciding {
                 PolicyConfig::RoundRobin => self.turn(&turn_key(&pool.name, target.group)),
                 _ => draw,
@@ -119,9 +121,12 @@ impl<S: Store> Router<S> {
             other => other,
         };
         let scale = match (deciding, &weighing.warmth) {
-            (PolicyConfig::Prefix(options), Some(warmth)) => {
-                Some(prefix::scale(options, &group, warmth))
-            }
+            (PolicyConfig::Prefix(options), Some(warmth)) => Some(prefix::scale(
+                options,
+                &group,
+                warmth,
+                weighing.unseen_tokens,
+            )),
             _ => None,
         };
         let candidate = |position: &usize| {
@@ -220,13 +225,20 @@ impl<S: Store> Router<S> {
         let own_work = prefix::work(warmth, position);
         let is_home = scale.home == Some(position);
         let work = prefix::work_cost(options, scale.alpha, own_work, is_home);
-        let terms = [
+        let mut terms = vec![
             ("queue", queue),
             ("work", work),
             ("requests", requests),
             ("context", context),
         ];
-        let cost = prefix::load_cost(options, &load) + work;
-        (Some(cost), terms.to_vec())
+        let mut cost = prefix::load_cost(options, &load) + work;
+        if scale.unseen_tokens > 0.0 {
+            let identity = self.identities.get(position).copied().unwrap_or_default();
+            let score = hash::mix(warmth.conversation, identity);
+            let unseen = prefix::unseen_cost(scale.unseen_tokens, score);
+            terms.push(("unseen", unseen));
+            cost += unseen;
+        }
+        (Some(cost), terms)
     }
 }

@@ -81,12 +81,17 @@ impl<S: Store> Router<S> {
 
     /// The calls to make now, with what they are as HTTP; none unless this VM holds the lease.
     pub fn calls(&mut self, now_us: u64) -> Vec<(Call, HttpCall)> {
+        let mut calls = self.fleet_calls(now_us);
+        calls.extend(self.peers_call(now_us).map(|http| (Call::Peers, http)));
+        calls
+    }
+
+    /// Those of them that are about the fleet: to engines and to Envoy.
+    pub fn fleet_calls(&mut self, now_us: u64) -> Vec<(Call, HttpCall)> {
         let calls = self.scout.calls(&self.store, &self.config, now_us / 1000);
         let http = |call: Call| Some((self.scout.http(&self.config, &call)?, call));
         let calls = calls.into_iter().filter_map(http);
-        let mut calls: Vec<_> = calls.map(|(http, call)| (call, http)).collect();
-        calls.extend(self.peers_call(now_us).map(|http| (Call::Peers, http)));
-        calls
+        calls.map(|(http, call)| (call, http)).collect()
     }
 
     /// Longest body of a call's answer that is read.

@@ -42,6 +42,11 @@ impl Directory {
         self.identities == identities && self.ids == ids
     }
 
+    /// The ids, by position.
+    pub(super) fn ids(&self) -> &[Option<EndpointId>] {
+        &self.ids
+    }
+
     /// How many positions there are.
     pub(super) fn len(&self) -> usize {
         self.identities.len()

@@ -6,6 +6,8 @@
 //! prompts stays true without it.
 
 use super::batch::{Batch, EngineLoad, LeftOut, News};
+use super::unseen;
+use crate::sorted::Sorted;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Most peers that are listened to.
@@ -32,7 +34,7 @@ pub enum Taken {
 struct Peer {
     number: u64,
     heard_us: u64,
-    loads: Vec<(u64, EngineLoad)>,
+    loads: Sorted<u64, EngineLoad>,
     left_out: Vec<(u64, LeftOut)>,
 }
 
@@ -46,8 +48,14 @@ pub struct Inbox {
 
 impl Inbox {
     /// Takes over the state that a batch tells, and returns its news. Those of a batch that was read
-    /// before, or after a newer one, are none.
-    pub fn take(&mut self, batch: Batch, now_us: u64) -> (Taken, Vec<News>) {
+    /// before, or after a newer one, are none. `grown` is given the engines at which more work waits than
+    /// in the batch before.
+    pub fn take(
+        &mut self,
+        batch: Batch,
+        now_us: u64,
+        mut grown: impl FnMut(u64, u64),
+    ) -> (Taken, Vec<News>) {
         if let Some(peer) = self.peers.get(&batch.sender)
             && batch.number <= peer.number
         {
@@ -56,10 +64,13 @@ impl Inbox {
         if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&batch.sender) {
             return (Taken::NoRoom, Vec::new());
         }
+        if let Some(peer) = self.peers.get(&batch.sender) {
+            unseen::growth(&peer.loads, &batch.loads).for_each(|(at, tokens)| grown(at, tokens));
+        }
         let peer = Peer {
             number: batch.number,
             heard_us: now_us,
-            loads: batch.loads,
+            loads: batch.loads.into(),
             left_out: batch.left_out,
         };
         self.peers.insert(batch.sender, peer);
@@ -85,7 +96,7 @@ impl Inbox {
     /// What the peers that were heard within this time have in flight: an engine may come several times.
     pub fn loads(&self, within_us: u64, now_us: u64) -> impl Iterator<Item = (u64, EngineLoad)> {
         let heard = self.heard(within_us, now_us);
-        heard.flat_map(|peer| peer.loads.iter().copied())
+        heard.flat_map(|peer| peer.loads.iter().map(|(engine, load)| (*engine, *load)))
     }
 
     /// The engines that they leave out, and when each was told.
@@ -173,20 +184,29 @@ mod tests {
     #[test]
     fn a_batch_counts_once_and_in_order() {
         let mut inbox = Inbox::default();
-        assert_eq!(inbox.take(batch(1, 7, 3), 0), (Taken::New, vec![news(5)]));
-        assert_eq!(inbox.take(batch(1, 7, 4), 1), (Taken::Old, vec![]));
-        assert_eq!(inbox.take(batch(1, 6, 5), 2), (Taken::Old, vec![]));
+        assert_eq!(
+            inbox.take(batch(1, 7, 3), 0, |_, _| ()),
+            (Taken::New, vec![news(5)])
+        );
+        assert_eq!(
+            inbox.take(batch(1, 7, 4), 1, |_, _| ()),
+            (Taken::Old, vec![])
+        );
+        assert_eq!(
+            inbox.take(batch(1, 6, 5), 2, |_, _| ()),
+            (Taken::Old, vec![])
+        );
         assert_eq!(in_flight(&inbox, 3), [3]);
-        inbox.take(batch(1, 9, 6), 4);
-        inbox.take(batch(2, 1, 8), 5);
+        inbox.take(batch(1, 9, 6), 4, |_, _| ());
+        inbox.take(batch(2, 1, 8), 5, |_, _| ());
         assert_eq!(in_flight(&inbox, 6), [6, 8]);
     }
 
     #[test]
     fn who_is_silent_counts_no_more_and_is_forgotten_later() {
         let mut inbox = Inbox::default();
-        inbox.take(batch(1, 1, 3), 0);
-        inbox.take(batch(2, 1, 4), SECOND);
+        inbox.take(batch(1, 1, 3), 0, |_, _| ());
+        inbox.take(batch(2, 1, 4), SECOND, |_, _| ());
         assert_eq!(inbox.peers(SECOND, 2 * SECOND), (1, 2));
         assert_eq!(in_flight(&inbox, 2 * SECOND), [4]);
         inbox.expire(FORGET_US);
@@ -210,11 +230,11 @@ mod tests {
     fn nobody_can_fill_it() {
         let mut inbox = Inbox::default();
         for sender in 0..=MAX_PEERS as u64 {
-            inbox.take(batch(sender, 1, 1), 0);
+            inbox.take(batch(sender, 1, 1), 0, |_, _| ());
         }
         assert_eq!(inbox.peers(SECOND, 0).1, MAX_PEERS);
-        assert_eq!(inbox.take(batch(9999, 1, 1), 0).0, Taken::NoRoom);
-        assert_eq!(inbox.take(batch(3, 2, 1), 0).0, Taken::New);
+        assert_eq!(inbox.take(batch(9999, 1, 1), 0, |_, _| ()).0, Taken::NoRoom);
+        assert_eq!(inbox.take(batch(3, 2, 1), 0, |_, _| ()).0, Taken::New);
         for engine in 0..2 * MOST_WAITING as u64 {
             inbox.put_aside(news(engine), 0);
         }

@@ -57,7 +57,7 @@ impl Outbox {
                 }
                 (Kind::Hold, self.untold(&event.marks, place, now_us))
             }
-            Kind::Hold => {
+            Kind::Hold | Kind::Touch => {
                 let begun = last.is_some_and(|last| self.begun.has(place(last), now_us));
                 match (begun, last) {
                     (true, Some(last)) => (Kind::Hold, vec![*last]),
@@ -66,7 +66,7 @@ impl Outbox {
             }
         };
         let extra_chunks = match event.kind {
-            Kind::Hold => event.extra_chunks,
+            Kind::Hold | Kind::Touch => event.extra_chunks,
             Kind::Pin | Kind::Drop => 0,
         };
         if marks.is_empty() && extra_chunks == 0 {

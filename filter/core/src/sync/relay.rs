@@ -7,7 +7,8 @@
 //!
 //! version (u8), owner of the column (u64), time of the last sign of life in ms (u64), scope (u64, a hash
 //! of the store and the key), whether the peers are out of sight (u8), peers heard (u16), and up to where
-//! the store was read: two texts. Little-endian, one writer.
+//! the store was read: two texts; then, for each engine of which it is known, its id (u16) and the work that
+//! peers may have sent there unseen (u32, tokens). Little-endian, one writer.
 
 use super::batch::{EngineLoad, LeftOut, News};
 use crate::board::Board;
@@ -16,7 +17,7 @@ use crate::fitness::Fitness;
 use crate::ids::EndpointId;
 use crate::load::Load;
 use crate::prefix::log;
-use crate::prefix::{Event, PAGE_BYTES};
+use crate::prefix::{Event, Kind, PAGE_BYTES};
 use crate::store::Store;
 use crate::workers::Column;
 use std::collections::VecDeque;
@@ -46,6 +47,8 @@ pub struct Notice {
     pub peers: u16,
     /// Up to where the store was read.
     pub cursors: [String; 2],
+    /// Work in tokens that peers may have sent to engines since they were last heard.
+    pub unseen: Vec<(EndpointId, u32)>,
 }
 
 impl Notice {
@@ -56,14 +59,19 @@ impl Notice {
         if bytes.u8()? != VERSION {
             return None;
         }
-        Some(Notice {
+        let mut notice = Notice {
             owner: bytes.u64()?,
             told_ms: bytes.u64()?,
             scope: bytes.u64()?,
             out_of_sight: bytes.u8()? != 0,
             peers: bytes.u16()?,
             cursors: [bytes.text()?.to_owned(), bytes.text()?.to_owned()],
-        })
+            unseen: Vec::new(),
+        };
+        while let (Some(engine), Some(tokens)) = (bytes.u16(), bytes.u32()) {
+            notice.unseen.push((EndpointId(engine), tokens));
+        }
+        Some(notice)
     }
 
     /// The peers' column, while somebody writes it.
@@ -85,6 +93,10 @@ impl Notice {
         self.cursors
             .iter()
             .for_each(|text| put_text(&mut bytes, text));
+        for (engine, tokens) in &self.unseen {
+            bytes.extend_from_slice(&engine.0.to_le_bytes());
+            bytes.extend_from_slice(&tokens.to_le_bytes());
+        }
         store.set(KEY, &bytes);
     }
 }
@@ -204,7 +216,11 @@ fn replace<R: crate::board::Row>(board: &mut Board<R>, rows: Vec<R>) {
 
 fn event(news: News, engine: EndpointId) -> Event {
     Event {
-        kind: news.kind,
+        kind: match news.kind {
+            Kind::Drop => Kind::Drop,
+            // What a peer's request leaves, one of ours may still keep.
+            Kind::Hold | Kind::Pin | Kind::Touch => Kind::Touch,
+        },
         engine,
         extra_chunks: news.extra_chunks,
         marks: news.marks,

@@ -44,23 +44,24 @@ local n=ARGV[2]+0 local r=redis.call('XREVRANGE',KEYS[1],ARGV[3],'-','COUNT',64)
 for i=1,#r do local b=r[i][2][2] n=n-#b if n<0 and i>1 then break end o[4]='('..r[i][1] o[#o+1]=b end \
 return o";
 
-/// Reads what came after the cursors and appends a batch, to the stream of news if it `has_news`.
+/// Reads what came after the cursors, and appends a batch if there is one; to the stream of news if it is
+/// said to have any.
 pub fn exchange(
     options: &SyncOptions,
     word: u64,
     cursors: &[String; 2],
-    batch: Vec<u8>,
-    has_news: bool,
+    batch: Option<(Vec<u8>, bool)>,
 ) -> HttpCall {
     let [news, now] = cursors;
-    let (stream, entries) = match has_news {
-        true => ("1", options.stream_entries),
-        false => ("2", NOW_ENTRIES),
+    let (stream, entries) = match batch {
+        Some((_, true)) => ("1", options.stream_entries),
+        Some((_, false)) | None => ("2", NOW_ENTRIES),
     };
+    let body = batch.map_or(CallBody::Empty, |(bytes, _)| CallBody::Bytes(bytes));
     let (bytes, entries) = (READ_BYTES.to_string(), entries.to_string());
     let word = word.to_string();
     let arguments = [word.as_str(), news, now, &bytes, &entries, stream];
-    call(options, EXCHANGE, &arguments, CallBody::Bytes(batch))
+    call(options, EXCHANGE, &arguments, body)
 }
 
 /// Reads the end of the stream of news, before the entry `before`, or to its very end.
@@ -177,7 +178,7 @@ mod tests {
     #[test]
     fn a_call_names_streams_cursors_and_bounds() {
         let cursors = ["5-0".to_owned(), "7-1".to_owned()];
-        let call = exchange(&options(), 9, &cursors, vec![1, 0, 255], true);
+        let call = exchange(&options(), 9, &cursors, Some((vec![1, 0, 255], true)));
         let script = "/EVAL/local%20o%3D%7BARGV%5B1%5D%2CARGV%5B2%5D";
         assert!(call.path.starts_with(script), "{}", call.path);
         let end = "/2/%7Bfleet%2F1%7D%3Anews/%7Bfleet%2F1%7D%3Anow/9/5-0/7-1/1048576/4096/1.raw";
@@ -186,7 +187,7 @@ mod tests {
         assert_eq!(call.body, CallBody::Bytes(vec![1, 0, 255]));
         let authorization = ("authorization".to_owned(), "Basic abc".to_owned());
         assert_eq!(call.headers, [authorization]);
-        let idle = exchange(&options(), 9, &cursors, Vec::new(), false);
+        let idle = exchange(&options(), 9, &cursors, None);
         assert!(idle.path.ends_with("/1024/2.raw"), "{}", idle.path);
         let back = look_back(&options(), 9, "+");
         assert!(back.path.ends_with("/9/1048576/%2B.raw"), "{}", back.path);

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, bail};
@@ -253,11 +254,9 @@ impl Policy for Prefix {
         }
     }
 
-    fn exchange(&mut self, arrived: &[&[u8]], now_us: u64) -> Vec<u8> {
-        let router = self.router.as_mut();
-        router.map_or_else(Vec::new, |router| {
-            router.exchange_directly(arrived, EPOCH_US + now_us)
-        })
+    fn exchange(&mut self, arrived: &mut Vec<Rc<[u8]>>, now_us: u64) -> Option<Vec<u8>> {
+        let router = self.router.as_mut()?;
+        router.exchange_directly(arrived, EPOCH_US + now_us)
     }
 
     fn tick_period_us(&self) -> Option<u64> {

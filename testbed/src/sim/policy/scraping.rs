@@ -11,14 +11,14 @@ use warmpath_core::store::Store;
 use super::FleetView;
 use crate::model::{ModelParams, Stats};
 
-/// Makes the calls that are due; `engine_at` tells which engine has an address.
+/// Makes the calls about the fleet that are due; `engine_at` tells which engine has an address.
 pub(super) fn answer_calls<S: Store>(
     router: &mut Router<S>,
     fleet: &FleetView<'_>,
     engine_at: impl Fn(&std::net::SocketAddr) -> Option<usize>,
     now_us: u64,
 ) {
-    for (call, _) in router.calls(now_us) {
+    for (call, _) in router.fleet_calls(now_us) {
         let page = match &call {
             Call::Metrics(address) => engine_at(address).and_then(|engine| fleet.told(engine)),
             Call::Endpoints | Call::Metadata | Call::Models(_) | Call::Peers => None,
