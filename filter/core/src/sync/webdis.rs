@@ -24,6 +24,9 @@ const STRANGE: &str = "an answer that does not read";
 pub const MAX_REPLY_BYTES: usize = 2 * 1024 * 1024;
 /// Most batches of one stream in an answer: while Redis collects them it serves nobody else.
 const READ_BATCHES: usize = 64;
+/// The same of an answer with what was sent before: read so many at a time, so that a stream of small batches
+/// takes a few calls and one of large batches no more bytes.
+const LOOKED_BACK_BATCHES: usize = 1024;
 /// Batches that tell load only are old after an interval; some seconds of a large fleet.
 const NOW_ENTRIES: u64 = 1024;
 
@@ -35,14 +38,15 @@ for i=1,#r do local b=r[i][2][2] n=n-#b if n<0 and #o>4 then break end o[k+1]=r[
 if ARGV[7] then local w=redis.pcall('XADD',KEYS[ARGV[6]+0],'MAXLEN','~',ARGV[5],'*','b',ARGV[7]) \
 if type(w)=='table' then o[4]=w.err end end return o";
 
-/// Arguments: word, most bytes, before which entry of the news. Answers newest first, after the newest
-/// entries of both streams and the oldest that is in the answer.
+/// Arguments: word, most bytes, before which entry of the news, after how many batches it ends. Answers newest
+/// first, after the newest entries of both streams and the oldest that is in the answer.
 const LOOK_BACK: &str = "\
 local o={ARGV[1],'0-0','0-0',''} \
 for k=1,2 do local r=redis.call('XREVRANGE',KEYS[k],'+','-','COUNT',1) if r[1] then o[k+1]=r[1][1] end end \
-local n=ARGV[2]+0 local r=redis.call('XREVRANGE',KEYS[1],ARGV[3],'-','COUNT',64) \
-for i=1,#r do local b=r[i][2][2] n=n-#b if n<0 and i>1 then break end o[4]='('..r[i][1] o[#o+1]=b end \
-return o";
+local n,c=ARGV[2]+0,ARGV[3] \
+repeat local r=redis.call('XREVRANGE',KEYS[1],c,'-','COUNT',64) \
+for i=1,#r do local b=r[i][2][2] n=n-#b if n<0 and #o>4 then return o end c='('..r[i][1] o[4]=c o[#o+1]=b end \
+until #r<64 or #o>ARGV[4]+0 return o";
 
 /// Reads what came after the cursors, and appends a batch if there is one; to the stream of news if it is
 /// said to have any.
@@ -67,7 +71,9 @@ pub fn exchange(
 /// Reads the end of the stream of news, before the entry `before`, or to its very end.
 pub fn look_back(options: &SyncOptions, word: u64, before: &str) -> HttpCall {
     let (word, bytes) = (word.to_string(), READ_BYTES.to_string());
-    let arguments = [word.as_str(), &bytes, before];
+    // The last of them may be reached by a whole reading.
+    let batches = (LOOKED_BACK_BATCHES - READ_BATCHES).to_string();
+    let arguments = [word.as_str(), &bytes, before, &batches];
     call(options, LOOK_BACK, &arguments, CallBody::Empty)
 }
 
@@ -132,7 +138,7 @@ pub fn answer(body: &[u8], word: u64) -> Result<Told<'_>, String> {
 }
 
 fn strings(body: &[u8]) -> Result<impl Iterator<Item = &[u8]>, String> {
-    match resp::read(body, 2 * READ_BATCHES + 4) {
+    match resp::read(body, LOOKED_BACK_BATCHES.max(2 * READ_BATCHES) + 4) {
         Some(Answer::Array(strings)) => Ok(strings.into_iter()),
         Some(Answer::Error(words)) => {
             let words = String::from_utf8_lossy(words);
@@ -190,7 +196,11 @@ mod tests {
         let idle = exchange(&options(), 9, &cursors, None);
         assert!(idle.path.ends_with("/1024/2.raw"), "{}", idle.path);
         let back = look_back(&options(), 9, "+");
-        assert!(back.path.ends_with("/9/1048576/%2B.raw"), "{}", back.path);
+        assert!(
+            back.path.ends_with("/9/1048576/%2B/960.raw"),
+            "{}",
+            back.path
+        );
     }
 
     #[test]
@@ -205,6 +215,23 @@ mod tests {
         assert_eq!(told.batches, [&b"\x01\n"[..], b"x"]);
         let full = b"*4\r\n$1\r\n9\r\n$3\r\n5-0\r\n$3\r\n0-0\r\n$7\r\nOOM now\r\n";
         assert_eq!(answer(full, 9).unwrap().rest, "OOM now");
+    }
+
+    #[test]
+    fn a_long_look_back_is_read_and_a_longer_one_is_not() {
+        let body = |batches: usize| {
+            let head = "$1\r\n9\r\n$3\r\n5-0\r\n$3\r\n7-1\r\n$4\r\n(2-0\r\n";
+            format!(
+                "*{}\r\n{head}{}",
+                batches + 4,
+                "$1\r\nx\r\n".repeat(batches)
+            )
+        };
+        let most = body(LOOKED_BACK_BATCHES);
+        let told = answer(most.as_bytes(), 9).unwrap();
+        assert_eq!((told.batches.len(), told.rest.as_str()), (1024, "(2-0"));
+        let more = body(LOOKED_BACK_BATCHES + 1);
+        assert_eq!(answer(more.as_bytes(), 9), Err(STRANGE.to_owned()));
     }
 
     #[test]
