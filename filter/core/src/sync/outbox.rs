@@ -163,7 +163,7 @@ impl Lately {
             if age_us.is_some_and(|age_us| age_us >= self.span_us.saturating_mul(2)) {
                 self.newer.clear();
             }
-            self.older = std::mem::replace(&mut self.newer, Table::default());
+            self.older = std::mem::take(&mut self.newer);
         }
         self.newer.contains_key(&number) || self.older.contains_key(&number)
     }

@@ -110,10 +110,11 @@ impl Options {
             "name": "sim", "candidates": 1, "policy": {"prefix": policy},
             "endpoints": {"static": endpoints},
         }]});
-        if let Some(interval_ms) = sync_interval_ms {
-            json["sync"] = serde_json::json!({"redis": {
+        if let (Some(interval_ms), Some(fields)) = (sync_interval_ms, json.as_object_mut()) {
+            let redis = serde_json::json!({
                 "cluster": "none", "key": "known to the simulation", "interval_ms": interval_ms,
-            }});
+            });
+            fields.insert("sync".to_owned(), serde_json::json!({ "redis": redis }));
         }
         Config::parse(json.to_string().as_bytes()).map_err(|errors| {
             let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
