@@ -187,16 +187,31 @@ e2e-kv: $(ENVOY) $(INDEXER) module testbed ## Route by what NVIDIA Dynamo's own 
 	@$(TESTBED) kv-index --python $(INDEXER) --envoy $(ENVOY) --module $(MODULE) $(ARGS)
 
 # Redis and Webdis of the PATH, or those of Debian's packages, unpacked and not installed. Where they cannot be
-# had the tests are skipped, and it is said aloud; with CI in the environment that is a failure.
+# had nothing is tested, and it is said aloud; with CI in the environment that is a failure.
+define with-store
+@for binary in $(filter $(TOOLS)/%,$(REDIS) $(WEBDIS)); do \
+	$(MAKE) --silent $$binary || echo "$$binary cannot be fetched" >&2; \
+done
+@libraries=$$(printf '%s:' $(abspath $(TOOLS))/{redis,webdis}/usr/lib/*-linux-gnu*); \
+LD_LIBRARY_PATH="$$libraries$${LD_LIBRARY_PATH:-}" $(TESTBED) $(1) --envoy $(ENVOY) --module $(MODULE) \
+	--redis $(REDIS) --webdis $(WEBDIS) $(ARGS)
+endef
+
 .PHONY: e2e-scale
 e2e-scale: $(ENVOY) module testbed ## Drive Envoys that share through a real Redis and Webdis; REDIS= and WEBDIS= name other binaries, or addresses of running ones
 	$(STEP) 'several Envoys and a store, in $(ENVOY)'
-	@for binary in $(filter $(TOOLS)/%,$(REDIS) $(WEBDIS)); do \
-		$(MAKE) --silent $$binary || echo "$$binary cannot be fetched" >&2; \
-	done
-	@libraries=$$(printf '%s:' $(abspath $(TOOLS))/{redis,webdis}/usr/lib/*-linux-gnu*); \
-	LD_LIBRARY_PATH="$$libraries$${LD_LIBRARY_PATH:-}" $(TESTBED) e2e-scale --envoy $(ENVOY) --module $(MODULE) \
-		--redis $(REDIS) --webdis $(WEBDIS) $(ARGS)
+	$(call with-store,e2e-scale)
+
+# The table of docs/drill.md; about five minutes.
+.PHONY: drill-scale
+drill-scale: $(ENVOY) module testbed ## Break the store of three Envoys, and one of them, under load, and count what is lost; ARGS='--fault store_killed'
+	$(STEP) 'faults of a store and of an Envoy, in $(ENVOY)'
+	$(call with-store,drill-scale)
+
+.PHONY: drill-scale-quick
+drill-scale-quick: $(ENVOY) module testbed
+	$(STEP) 'faults of a store and of an Envoy, in $(ENVOY)'
+	$(call with-store,drill-scale --quick)
 
 # Any Chromium or Chrome on the PATH will do. Without one the tests are skipped, and it is said aloud;
 # with CI in the environment that is a failure.
@@ -218,6 +233,11 @@ bench: $(ENVOY) module cases testbed ## Measure the core, then a real Envoy with
 bench-handover: $(ENVOY) module testbed ## Measure what prefill on another engine adds to its two calls; ARGS='--connector nixl,sglang'
 	$(STEP) 'prefill and decode on two engines, in $(ENVOY)'
 	@$(TESTBED) handover --envoy $(ENVOY) --module $(MODULE) $(ARGS)
+
+.PHONY: bench-sync
+bench-sync: $(ENVOY) module testbed ## Measure what it costs Envoys to share, beside as many that do not; ARGS='--rates 1000,100,100'
+	$(STEP) 'Envoys that share and Envoys that do not, in $(ENVOY)'
+	$(call with-store,bench-sync)
 
 .PHONY: overload
 overload: $(ENVOY) module testbed ## Offer a pool three times what it can do, with admission and without; ARGS='--loads 1,2,5 --seconds 30'

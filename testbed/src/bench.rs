@@ -11,6 +11,7 @@ pub mod load;
 mod memory;
 pub mod process;
 mod report;
+pub mod sync;
 pub mod upstream;
 
 use std::path::{Path, PathBuf};

@@ -13,6 +13,7 @@ mod load;
 mod memory;
 mod relay;
 mod row;
+pub mod scale;
 mod script;
 mod stage;
 

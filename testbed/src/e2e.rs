@@ -37,7 +37,7 @@ mod raw;
 mod record;
 mod refusals;
 mod replay;
-mod replica;
+pub(crate) mod replica;
 mod roles;
 mod routing;
 pub(crate) mod scale;

@@ -71,6 +71,11 @@ impl Envoy {
         admin_get(&self.client, self.admin, path).await
     }
 
+    /// The filter's metrics, as Prometheus reads them.
+    pub async fn filter_stats(&self) -> anyhow::Result<String> {
+        self.admin_get("/stats/prometheus?filter=wasmcustom").await
+    }
+
     /// A counter or gauge of Envoy itself; 0 if there is none.
     pub async fn stat(&self, name: &str) -> anyhow::Result<u64> {
         let path = format!("/stats?filter=^{}$", name.replace('.', "\\."));
@@ -87,6 +92,16 @@ impl Envoy {
     /// Its process id.
     pub fn process_id(&self) -> u32 {
         self.server.process_id()
+    }
+
+    /// Halts it.
+    pub fn stall(&self) -> anyhow::Result<()> {
+        self.server.stall()
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.server.resume()
     }
 
     /// Kills it, as a lost machine would be gone, and waits for its end.

@@ -55,6 +55,8 @@ enum Command {
     Matrix(matrix::Args),
     /// Break one thing after another under load, and count what is lost.
     Drill(drill::Args),
+    /// Break the store of several Envoys, and one of them, under load, and count what is lost.
+    DrillScale(drill::scale::Args),
     /// Hold the Kubernetes manifests against the schemas of their kinds.
     Manifests(manifests::Args),
     /// Show the status page to a headless Chromium and test what it does.
@@ -73,6 +75,8 @@ enum Command {
     Release(release::Args),
     /// Measure what routing costs, beside a bare Envoy and other routers.
     Bench(bench::Args),
+    /// Measure what it costs several Envoys to share, beside as many that do not.
+    BenchSync(bench::sync::Args),
     /// Measure what a prefill on another engine costs beside its two calls.
     Handover(handover::Args),
     /// Time the core's functions, natively and inside Envoy.
@@ -107,6 +111,7 @@ fn main() -> anyhow::Result<()> {
         Command::E2eScale(args) => e2e::scale::run(args),
         Command::Matrix(args) => matrix::run(args),
         Command::Drill(args) => drill::run(args),
+        Command::DrillScale(args) => drill::scale::run(args),
         Command::Manifests(args) => manifests::run(args),
         Command::BrowserTest(args) => browser::run(args),
         Command::StatusMock(args) => browser::run_mock(args),
@@ -116,6 +121,7 @@ fn main() -> anyhow::Result<()> {
         Command::ImageRegistryTest(args) => image::run_trial(args),
         Command::Release(args) => release::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::BenchSync(args) => bench::sync::run(args),
         Command::Handover(args) => handover::run(args),
         Command::Microbench(args) => microbench::run(args),
         Command::Simulate(args) => sim::run(args),

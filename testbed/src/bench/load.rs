@@ -46,12 +46,15 @@ pub struct Window {
 impl Window {
     /// A latency quantile in microseconds; 0 without requests.
     pub fn latency_us(&self, quantile: f64) -> f64 {
-        let last = self.latencies_ns.len().saturating_sub(1);
-        let at = (last as f64 * quantile).round() as usize;
-        self.latencies_ns
-            .get(at)
-            .map_or(0.0, |latency| *latency as f64 / 1000.0)
+        quantile_us(&self.latencies_ns, quantile)
     }
+}
+
+/// A quantile of sorted times in nanoseconds, in microseconds; 0 without times.
+pub fn quantile_us(sorted_ns: &[u64], quantile: f64) -> f64 {
+    let last = sorted_ns.len().saturating_sub(1);
+    let at = (last as f64 * quantile).round() as usize;
+    sorted_ns.get(at).map_or(0.0, |it| *it as f64 / 1000.0)
 }
 
 /// State that the connections of one load share.
@@ -219,7 +222,7 @@ impl Connection {
     }
 
     /// Sends one request and reads its whole answer. Returns its status.
-    async fn exchange(&mut self, message: Message<'_>) -> anyhow::Result<u16> {
+    pub async fn exchange(&mut self, message: Message<'_>) -> anyhow::Result<u16> {
         let mut pieces = [
             IoSlice::new(message.before),
             IoSlice::new(&message.stamp),

@@ -167,7 +167,7 @@ fn median_figures(each: &[Figures]) -> Figures {
 }
 
 /// The middle value, or the mean of the two; 0 of none.
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let middle = values.len() / 2;
     let upper = values.get(middle).copied().unwrap_or(0.0);

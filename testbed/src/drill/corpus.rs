@@ -97,8 +97,14 @@ impl Corpus {
     }
 }
 
-/// No text here needs to be escaped.
-fn post(document: &str, turns: &[String], question: &str, streamed: bool, tokens: u32) -> Call {
+/// A chat about a document. No text here needs to be escaped.
+pub(super) fn post(
+    document: &str,
+    turns: &[String],
+    question: &str,
+    streamed: bool,
+    tokens: u32,
+) -> Call {
     let turns: String = turns
         .iter()
         .map(|turn| {
@@ -113,7 +119,8 @@ fn post(document: &str, turns: &[String], question: &str, streamed: bool, tokens
     Call::post("/v1/chat/completions", &serde_json::Value::Null).body(body)
 }
 
-fn mixed(seed: u64, number: u64) -> u64 {
+/// A seed that follows from another one.
+pub(super) fn mixed(seed: u64, number: u64) -> u64 {
     xxhash_rust::xxh3::xxh3_64_with_seed(&number.to_le_bytes(), seed)
 }
 

@@ -1,6 +1,7 @@
 //! What became of one request, and of all of them.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Requests in a row, in the order of their ends, that show that a fault is over.
@@ -29,6 +30,8 @@ pub(super) struct Exchange {
     pub(super) id: String,
     /// Who sent it.
     pub(super) client: usize,
+    /// The Envoy that was asked.
+    pub(super) envoy: SocketAddr,
     /// When it was sent.
     pub(super) began: Instant,
     /// When it ended.
@@ -147,6 +150,7 @@ mod tests {
         Exchange {
             id: "x".to_owned(),
             client: 0,
+            envoy: ([127, 0, 0, 1], 1).into(),
             began: at + Duration::from_millis(ms),
             ended: at + Duration::from_millis(ms + 1),
             engine: None,

@@ -1,8 +1,7 @@
 //! Clients that ask and wait, one request each at a time, until they are told to stop.
 //!
 //! One idea: whatever happens to a request is recorded by the client that sent it. A client thinks for a
-//! few milliseconds before each request, and a little longer after a failure. Memory is one record a
-//! request.
+//! while before each request, and a little longer after a failure. Memory is one record a request.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,6 +26,41 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Longest wait for progress.
 const DEADLINE: Duration = Duration::from_secs(300);
 
+/// What clients ask.
+pub(super) trait Asking: Send + Sync {
+    /// The request of this number of a client, and who takes it to which Envoy.
+    ///
+    /// # Errors
+    /// There is no more to ask.
+    fn ask(&self, client: usize, number: u64) -> anyhow::Result<(Client, Call)>;
+
+    /// Pause of a client before the request of this number.
+    fn thinking(&self, client: usize, number: u64) -> Duration;
+}
+
+/// Clients that each have connections of their own to one Envoy.
+struct Staying {
+    clients: Vec<Client>,
+    corpus: Arc<Corpus>,
+    transport: Option<Transport>,
+}
+
+impl Asking for Staying {
+    fn ask(&self, client: usize, number: u64) -> anyhow::Result<(Client, Call)> {
+        let call = self.corpus.call(client, number)?;
+        let call = match self.transport {
+            Some(transport) => call.over(transport),
+            None => call,
+        };
+        let client = self.clients.get(client).context("no such client")?;
+        Ok((client.clone(), call))
+    }
+
+    fn thinking(&self, _client: usize, _number: u64) -> Duration {
+        THINKING
+    }
+}
+
 /// See the module documentation.
 pub(super) struct Load {
     shared: Arc<Shared>,
@@ -34,7 +68,7 @@ pub(super) struct Load {
 }
 
 struct Shared {
-    corpus: Arc<Corpus>,
+    asking: Arc<dyn Asking>,
     /// Of the first request of each client, so that no two faults send the same.
     first: u64,
     sent: AtomicU64,
@@ -51,8 +85,19 @@ impl Load {
         first: u64,
         transport: Option<Transport>,
     ) -> Self {
-        let shared = Arc::new(Shared {
+        let count = clients.len();
+        let asking = Staying {
+            clients,
             corpus: Arc::clone(corpus),
+            transport,
+        };
+        Self::of(Arc::new(asking), count, first)
+    }
+
+    /// Lets this many clients ask.
+    pub(super) fn of(asking: Arc<dyn Asking>, clients: usize, first: u64) -> Self {
+        let shared = Arc::new(Shared {
+            asking,
             first,
             sent: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
@@ -60,9 +105,9 @@ impl Load {
             open: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
-        for (number, client) in clients.into_iter().enumerate() {
+        for number in 0..clients {
             let shared = Arc::clone(&shared);
-            tasks.spawn(async move { shared.ask_on(number, client, transport).await });
+            tasks.spawn(async move { shared.ask_on(number).await });
         }
         Self {
             shared,
@@ -126,18 +171,15 @@ impl Load {
 }
 
 impl Shared {
-    async fn ask_on(&self, number: usize, client: Client, transport: Option<Transport>) {
+    async fn ask_on(&self, number: usize) {
         for turn in self.first.. {
-            tokio::time::sleep(THINKING).await;
+            tokio::time::sleep(self.asking.thinking(number, turn)).await;
             if self.stopped.load(Ordering::Relaxed) {
                 return;
             }
-            let Ok(mut call) = self.corpus.call(number, turn) else {
+            let Ok((client, call)) = self.asking.ask(number, turn) else {
                 return;
             };
-            if let Some(transport) = transport {
-                call = call.over(transport);
-            }
             let exchange = self.exchange(number, &client, call).await;
             let failed = exchange.is_failure();
             self.ended.lock().push(exchange);
@@ -155,6 +197,7 @@ impl Shared {
         let mut exchange = Exchange {
             id,
             client: number,
+            envoy: client.target(),
             began: Instant::now(),
             ended: Instant::now(),
             engine: None,

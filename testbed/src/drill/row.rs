@@ -73,23 +73,7 @@ pub(super) fn table(rows: &[Row]) -> String {
         .iter_mut()
         .for_each(|line| line.push("hits %".to_owned()));
     lines.extend(rows.iter().map(cells));
-    let columns = lines.first().map_or(0, Vec::len);
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| {
-            let cells = lines.iter().filter_map(|line| line.get(column));
-            cells.map(|it| it.chars().count()).max().unwrap_or(0)
-        })
-        .collect();
-    let mut text = String::new();
-    for line in &lines {
-        let cells = line.iter().zip(&widths).enumerate();
-        let cells = cells.map(|(column, (cell, &width))| match column {
-            0 => format!("{cell:<width$}"),
-            _ => format!("{cell:>width$}"),
-        });
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
+    let mut text = aligned(&lines);
     for row in rows {
         let name = format!("{}, {} workers", row.fault, row.workers);
         for (reason, count) in &row.reasons {
@@ -101,6 +85,28 @@ pub(super) fn table(rows: &[Row]) -> String {
         for missed in &row.missed {
             text.push_str(&format!("{name}: MISSED: {missed}\n"));
         }
+    }
+    text
+}
+
+/// Lines of cells, the first of which are titles, as a table: names to the left, figures to the right.
+pub(super) fn aligned(lines: &[Vec<String>]) -> String {
+    let columns = lines.first().map_or(0, Vec::len);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| {
+            let cells = lines.iter().filter_map(|line| line.get(column));
+            cells.map(|it| it.chars().count()).max().unwrap_or(0)
+        })
+        .collect();
+    let mut text = String::new();
+    for line in lines {
+        let cells = line.iter().zip(&widths).enumerate();
+        let cells = cells.map(|(column, (cell, &width))| match column {
+            0 => format!("{cell:<width$}"),
+            _ => format!("{cell:>width$}"),
+        });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
     }
     text
 }

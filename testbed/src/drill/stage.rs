@@ -18,6 +18,7 @@ use super::relay::Relay;
 use crate::e2e::client::{Call, Client};
 use crate::e2e::harness::{Context, Stack, StackEngine, StackSpec, eventually};
 use crate::e2e::workers::Workers;
+use crate::engine::EngineConfig;
 use crate::envoy::files::write_endpoints;
 use crate::envoy::stats;
 
@@ -73,12 +74,7 @@ impl<'a> Stage<'a> {
             .engines(POOL, ENGINES)
             .policy(POOL, json!("prefix"))
             .checked()
-            .engine(|config| {
-                config.time_scale = TIME_SCALE;
-                // Nothing is evicted: what is lost is lost by a fault.
-                config.params.kv_blocks = 200_000;
-                config.log_limit = LOGGED;
-            })
+            .engine(fast)
             .bootstrap(move |bootstrap| {
                 *target.lock() = Some(bootstrap.addresses()?.admin);
                 bootstrap.set_endpoints("prometheus_stats", &[address])
@@ -162,8 +158,7 @@ impl<'a> Stage<'a> {
 
     /// A gauge or counter of the filter, summed over these labels.
     pub(super) async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> anyhow::Result<u64> {
-        let page = "/stats/prometheus?filter=wasmcustom";
-        let page = self.stack.envoy()?.admin_get(page).await?;
+        let page = self.stack.envoy()?.filter_stats().await?;
         Ok(stats::sum(&page, name, labels))
     }
 
@@ -198,15 +193,9 @@ impl<'a> Stage<'a> {
         .await
     }
 
-    /// Prompt tokens that the engines have worked on, and the part of them that they had cached.
+    /// What [`prompts`] says of its engines.
     pub(super) fn prompts(&self) -> (u64, u64) {
-        let stats = self.stack.pool(POOL).map(|it| it.engine.stats());
-        stats.fold((0, 0), |(all, cached), it| {
-            (
-                all + it.prefix_queries_tokens,
-                cached + it.prefix_hits_tokens,
-            )
-        })
+        prompts(&self.stack)
     }
 
     /// One of Envoy's own statistics; 0 if there is none of this name.
@@ -243,6 +232,24 @@ impl<'a> Stage<'a> {
             .flatten();
         Ok(endpoints.all(|it| it.get("in_flight").and_then(Value::as_u64) == Some(0)))
     }
+}
+
+/// Makes an engine one of a fast model, from whose cache nothing is evicted: what is lost is lost by a fault.
+pub(super) fn fast(config: &mut EngineConfig) {
+    config.time_scale = TIME_SCALE;
+    config.params.kv_blocks = 200_000;
+    config.log_limit = LOGGED;
+}
+
+/// Prompt tokens that the engines have worked on, and the part of them that they had cached.
+pub(super) fn prompts(stack: &Stack<'_>) -> (u64, u64) {
+    let stats = stack.pool(POOL).map(|it| it.engine.stats());
+    stats.fold((0, 0), |(all, cached), it| {
+        (
+            all + it.prefix_queries_tokens,
+            cached + it.prefix_hits_tokens,
+        )
+    })
 }
 
 /// The name of an engine.

@@ -78,6 +78,11 @@ impl<'a> Replica<'a> {
         self.envoy.as_ref().context("this replica is dead")
     }
 
+    /// A client of it.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// Sends a call through it and waits for its whole answer, whatever its status.
     ///
     /// # Errors

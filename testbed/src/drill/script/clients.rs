@@ -95,6 +95,7 @@ async fn leave(
     Ok(Exchange {
         id,
         client: usize::MAX,
+        envoy: target,
         began,
         ended: Instant::now(),
         engine: None,

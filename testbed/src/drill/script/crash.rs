@@ -91,6 +91,7 @@ async fn crash(workers: &Workers, worker: usize) -> anyhow::Result<(Crash, Excha
     let exchange = Exchange {
         id,
         client: usize::MAX,
+        envoy: workers.client(worker)?.target(),
         began: from,
         ended: to,
         engine: None,
