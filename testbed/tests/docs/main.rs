@@ -113,6 +113,7 @@ fn every_option_is_documented_and_none_is_made_up() {
         "scrape.",
         "health.",
         "status.",
+        "sync.",
     ];
     let in_path = |char: char| char.is_ascii_lowercase() || "[]._".contains(char);
     for page in pages() {

@@ -181,7 +181,8 @@ fn types_bounds_and_defaults_are_those_of_the_page() {
 
         let words: Vec<&str> = row[BOUNDS].split([' ', ';']).collect();
         if let [
-            "1" | "0" | "2" | "10" | "100" | "1000" | "1024" | "3000" | "4096" | "65536",
+            "1" | "0" | "2" | "10" | "16" | "50" | "100" | "1000" | "1024" | "3000" | "4096"
+            | "65536",
             "to",
             ..,
         ] = words[..]
