@@ -1,8 +1,8 @@
 //! A store that several Envoys share: a real redis-server, and Webdis processes as its HTTP front, all on
 //! loopback ports of their own. Tests halt, kill, restart and empty each of them.
 //!
-//! Redis keeps nothing on disk, so a restarted one is empty. Webdis may run only `EVAL`, as in the shipped
-//! example; what a test does to the store itself it does over Redis's own protocol, [`commands`].
+//! Redis keeps nothing on disk, so a restarted one is empty. Webdis has the options of the shipped example and
+//! may run only `EVAL`; what a test does to the store itself it does over Redis's own protocol, [`commands`].
 
 mod commands;
 mod source;
@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::bench::process::Process;
 use crate::envoy::bootstrap::Bootstrap;
@@ -27,6 +27,9 @@ pub const CLUSTER: &str = "webdis";
 const STREAM: &str = "warmpath";
 /// The stream of news about prompts.
 pub const NEWS: &str = "{warmpath}:news";
+/// What the shipped example gives to Webdis and to Redis.
+const SHIPPED_WEBDIS: &str = include_str!("../../envoy/scale/webdis.json");
+const SHIPPED_REDIS: &str = include_str!("../../envoy/scale/redis.conf");
 /// What Envoys that share must agree on.
 pub const KEY: &str = "the same for all Envoys of a fleet";
 
@@ -156,6 +159,20 @@ impl Store {
         commands::run(self.redis.address, words).await
     }
 
+    /// Lets whoever comes without a name do what the shipped example allows, and nothing else from now on.
+    ///
+    /// # Errors
+    /// Redis does not answer, or does not know such a rule.
+    pub async fn guard(&self) -> anyhow::Result<()> {
+        let line = SHIPPED_REDIS
+            .lines()
+            .find_map(|line| line.strip_prefix("user "));
+        let rules = line.context("no user in the shipped configuration")?;
+        let words = ["ACL", "SETUSER"].into_iter().chain(rules.split(' '));
+        let words: Vec<_> = words.map(str::as_bytes).collect();
+        self.command(&words).await.map(drop)
+    }
+
     /// Forgets everything.
     ///
     /// # Errors
@@ -223,7 +240,7 @@ impl Part {
             command.args(redis_options(self.address)).arg(folder.path());
         } else {
             let file = folder.path().join("webdis.json");
-            std::fs::write(&file, self.front_options().to_string())?;
+            std::fs::write(&file, self.front_options()?.to_string())?;
             command.arg(file).current_dir(folder.path());
         }
         let mut server = Server::start(self.name, command, folder)?;
@@ -285,20 +302,18 @@ impl Part {
             .with_context(|| format!("{name} does not run"))
     }
 
-    /// Every log line of Webdis waits for the disk, so it says little.
-    fn front_options(&self) -> Value {
-        json!({
-            "redis_host": self.redis.ip().to_string(),
-            "redis_port": self.redis.port(),
-            "http_host": self.address.ip().to_string(),
-            "http_port": self.address.port(),
-            "threads": 1,
-            "pool_size": 4,
-            "daemonize": false,
-            "verbosity": 1,
-            "logfile": "webdis.log",
-            "acl": [{"disabled": ["*"]}, {"enabled": ["EVAL"]}],
-        })
+    /// The shipped ones, at its own place.
+    fn front_options(&self) -> anyhow::Result<Value> {
+        let mut options: Map<String, Value> = serde_json::from_str(SHIPPED_WEBDIS)?;
+        for (name, value) in [
+            ("redis_host", json!(self.redis.ip().to_string())),
+            ("redis_port", json!(self.redis.port())),
+            ("http_host", json!(self.address.ip().to_string())),
+            ("http_port", json!(self.address.port())),
+        ] {
+            options.insert(name.to_owned(), value);
+        }
+        Ok(options.into())
     }
 }
 
@@ -344,7 +359,7 @@ mod tests {
             address: "127.0.0.1:7002".parse().unwrap(),
             server: None,
         };
-        let options = front.front_options();
+        let options = front.front_options().unwrap();
         assert_eq!(options["http_host"], "127.0.0.1");
         assert_eq!(
             (&options["redis_port"], &options["http_port"]),

@@ -6,6 +6,7 @@
 mod faults;
 mod front;
 mod shared;
+mod shipped;
 mod strangers;
 
 use std::collections::VecDeque;
@@ -100,6 +101,7 @@ fn cases(args: &Args) -> Vec<Case> {
     if args.sync && !binaries.are_given() {
         cases.extend(faults::cases(binaries));
         cases.extend(strangers::breaking_cases(binaries));
+        cases.extend(shipped::breaking_cases(binaries));
     }
     cases
 }

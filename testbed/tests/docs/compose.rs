@@ -1,5 +1,5 @@
-//! The files of `envoy/compose`, which no test can start: that they fit together, and that what is a copy
-//! is one.
+//! The files of `envoy/compose` and `envoy/scale`, whose containers no test can start: that they fit together, and that
+//! what is a copy is one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 use crate::pages::root;
 
 const FOLDER: &str = "envoy/compose";
+/// Several Envoys, and what they share through.
+const SCALE: &str = "envoy/scale";
+const FOLDERS: [&str; 2] = [FOLDER, SCALE];
 
 fn yaml(path: &str) -> Value {
     let text = std::fs::read_to_string(root().join(path)).expect(path);
@@ -16,8 +19,25 @@ fn yaml(path: &str) -> Value {
     serde_json::to_value(value).unwrap()
 }
 
+/// The compose file of a folder, with the services that it takes over from another.
+fn compose_of(folder: &str) -> Value {
+    let mut compose = yaml(&format!("{folder}/compose.yaml"));
+    for service in compose["services"].as_object_mut().unwrap().values_mut() {
+        if let Some(extended) = service.get("extends") {
+            let file = extended["file"].as_str().unwrap();
+            assert_eq!(
+                format!("{folder}/{file}"),
+                format!("{SCALE}/../compose/compose.yaml")
+            );
+            let name = extended["service"].as_str().unwrap();
+            *service = yaml(&format!("{FOLDER}/compose.yaml"))["services"][name].clone();
+        }
+    }
+    compose
+}
+
 fn compose() -> Value {
-    yaml(&format!("{FOLDER}/compose.yaml"))
+    compose_of(FOLDER)
 }
 
 fn texts(value: &Value) -> Vec<String> {
@@ -39,7 +59,7 @@ fn with_defaults(text: &str) -> String {
 }
 
 /// What is mounted into a service: path in the container to path from the root.
-fn mounted(service: &Value) -> BTreeMap<String, String> {
+fn mounted(folder: &str, service: &Value) -> BTreeMap<String, String> {
     let mounts = texts(&service["volumes"]).into_iter();
     let mounts = mounts.map(|mount| {
         let mount = with_defaults(&mount);
@@ -49,7 +69,7 @@ fn mounted(service: &Value) -> BTreeMap<String, String> {
     });
     mounts
         .filter(|(_, source)| source.starts_with('.'))
-        .map(|(target, source)| (target, format!("{FOLDER}/{source}")))
+        .map(|(target, source)| (target, format!("{folder}/{source}")))
         .collect()
 }
 
@@ -79,7 +99,9 @@ fn leaves(value: &Value, place: String, found: &mut BTreeMap<String, Value>) {
 
 #[test]
 fn images_are_pinned_and_envoys_is_a_tested_one() {
-    for (name, service) in compose()["services"].as_object().unwrap() {
+    let files = FOLDERS.map(compose_of);
+    let services = files.iter().map(|it| it["services"].as_object().unwrap());
+    for (name, service) in services.flatten() {
         let image = service["image"].as_str().expect(name);
         let (_, tag) = image.rsplit_once(':').expect("a tag");
         let digits = tag.trim_start_matches('v').split('.');
@@ -101,59 +123,61 @@ fn images_are_pinned_and_envoys_is_a_tested_one() {
 
 #[test]
 fn every_mounted_file_exists_and_every_named_volume_is_declared() {
-    let compose = compose();
     let mut seen = 0;
-    for (name, service) in compose["services"].as_object().unwrap() {
-        for (target, source) in mounted(service) {
-            seen += 1;
-            assert!(target.starts_with('/'), "{name}: {target}");
-            let built = source.contains("/target/");
-            assert!(built || root().join(&source).is_file(), "{name}: {source}");
-        }
-        for mount in texts(&service["volumes"]) {
-            let source = mount.split(':').next().unwrap();
-            let named = source.chars().all(|char| char.is_ascii_lowercase());
-            assert!(
-                !named || compose["volumes"].get(source).is_some(),
-                "{mount}"
-            );
+    for folder in FOLDERS {
+        let compose = compose_of(folder);
+        for (name, service) in compose["services"].as_object().unwrap() {
+            for (target, source) in mounted(folder, service) {
+                seen += 1;
+                assert!(target.starts_with('/'), "{name}: {target}");
+                let built = source.contains("/target/");
+                assert!(built || root().join(&source).is_file(), "{name}: {source}");
+            }
+            for mount in texts(&service["volumes"]) {
+                let source = mount.split(':').next().unwrap();
+                let named = source.chars().all(|char| char.is_ascii_lowercase());
+                let declared = compose["volumes"].get(source).is_some();
+                assert!(!named || declared, "{mount}");
+            }
         }
     }
-    assert!(seen >= 7, "only {seen} mounts");
+    assert!(seen >= 11, "only {seen} mounts");
 }
 
 #[test]
 fn what_envoy_reads_is_mounted_and_what_is_published_is_served() {
-    let (compose, envoy) = (compose(), yaml(&format!("{FOLDER}/envoy.yaml")));
-    let service = &compose["services"]["envoy"];
-    let mut there: BTreeSet<String> = mounted(service).into_keys().collect();
-    let configs = service["configs"].as_array().unwrap().iter();
-    there.extend(configs.map(|it| it["target"].as_str().unwrap().to_owned()));
-    let mut all = BTreeMap::new();
-    leaves(&envoy, String::new(), &mut all);
-    let read = all
-        .iter()
-        .filter(|(place, _)| place.ends_with("/path") || place.ends_with("/filename"));
-    let read = read.filter_map(|(_, it)| it.as_str().filter(|it| it.starts_with("/etc/")));
-    let read: BTreeSet<_> = read.map(str::to_owned).collect();
-    assert_eq!(read.len(), 2, "{read:?}");
-    assert!(read.is_subset(&there), "{read:?} of {there:?}");
-    let command = texts(&service["command"]);
-    let at = command.iter().position(|it| it == "-c").unwrap();
-    assert!(there.contains(&command[at + 1]));
+    for (folder, reads) in [(FOLDER, 2), (SCALE, 1)] {
+        let (compose, envoy) = (compose_of(folder), yaml(&format!("{folder}/envoy.yaml")));
+        let service = &compose["services"]["envoy"];
+        let mut there: BTreeSet<String> = mounted(folder, service).into_keys().collect();
+        let configs = service["configs"].as_array().into_iter().flatten();
+        there.extend(configs.map(|it| it["target"].as_str().unwrap().to_owned()));
+        let mut all = BTreeMap::new();
+        leaves(&envoy, String::new(), &mut all);
+        let read = all
+            .iter()
+            .filter(|(place, _)| place.ends_with("/path") || place.ends_with("/filename"));
+        let read = read.filter_map(|(_, it)| it.as_str().filter(|it| it.starts_with("/etc/")));
+        let read: BTreeSet<_> = read.map(str::to_owned).collect();
+        assert_eq!(read.len(), reads, "{read:?}");
+        assert!(read.is_subset(&there), "{read:?} of {there:?}");
+        let command = texts(&service["command"]);
+        let at = command.iter().position(|it| it == "-c").unwrap();
+        assert!(there.contains(&command[at + 1]));
 
-    let listeners = envoy["static_resources"]["listeners"].as_array().unwrap();
-    let served: BTreeSet<_> = listeners
-        .iter()
-        .map(|it| it["address"]["socket_address"]["port_value"].to_string())
-        .collect();
-    for port in texts(&service["ports"]) {
-        let (published, inside) = port.rsplit_once(':').unwrap();
-        assert!(served.contains(inside), "{port}");
-        assert!(published.starts_with("127.0.0.1:"), "{port}");
+        let listeners = envoy["static_resources"]["listeners"].as_array().unwrap();
+        let served: BTreeSet<_> = listeners
+            .iter()
+            .map(|it| it["address"]["socket_address"]["port_value"].to_string())
+            .collect();
+        for port in texts(&service["ports"]) {
+            let (published, inside) = port.rsplit_once(':').unwrap();
+            assert!(served.contains(inside), "{port}");
+            assert!(published.starts_with("127.0.0.1:"), "{port}");
+        }
+        let admin = &envoy["admin"]["address"]["socket_address"]["address"];
+        assert_eq!(admin, "127.0.0.1", "the admin interface");
     }
-    let admin = &envoy["admin"]["address"]["socket_address"]["address"];
-    assert_eq!(admin, "127.0.0.1", "the admin interface");
 }
 
 #[test]
@@ -174,55 +198,98 @@ fn listeners_and_routes_are_those_of_static() {
         );
         found
     };
-    let (own, shipped) = (
-        settings(&format!("{FOLDER}/envoy.yaml")),
-        settings("envoy/static.yaml"),
-    );
-    let places: BTreeSet<_> = own.keys().chain(shipped.keys()).collect();
-    let differ = places
-        .into_iter()
-        .filter(|it| own.get(*it) != shipped.get(*it));
-    let differ: Vec<_> = differ.map(|it| it.rsplit('/').next().unwrap()).collect();
-    let wanted = [
-        "address",
-        "value",
-        "filename",
-        "cluster",
-        "validate_clusters",
-    ];
-    assert_eq!(
-        differ.iter().copied().collect::<BTreeSet<_>>(),
-        BTreeSet::from(wanted)
-    );
-    assert_eq!(differ.len(), wanted.len(), "{differ:?}");
+    let shipped = settings("envoy/static.yaml");
+    for (folder, more) in [(FOLDER, Some("validate_clusters")), (SCALE, None)] {
+        let own = settings(&format!("{folder}/envoy.yaml"));
+        let places: BTreeSet<_> = own.keys().chain(shipped.keys()).collect();
+        let differ = places
+            .into_iter()
+            .filter(|it| own.get(*it) != shipped.get(*it));
+        let differ: Vec<_> = differ.map(|it| it.rsplit('/').next().unwrap()).collect();
+        let mut wanted = BTreeSet::from(["address", "value", "filename", "cluster"]);
+        wanted.extend(more);
+        assert_eq!(differ.iter().copied().collect::<BTreeSet<_>>(), wanted);
+        assert_eq!(differ.len(), wanted.len(), "{folder}: {differ:?}");
+    }
 }
 
 #[test]
 fn the_cluster_of_the_engines_is_that_of_static() {
-    let (engines, shipped) = (engines(), yaml("envoy/static.yaml"));
+    let shipped = yaml("envoy/static.yaml");
     let shipped = &shipped["static_resources"]["clusters"][0];
-    for field in [
-        "load_balancing_policy",
-        "health_checks",
-        "outlier_detection",
-        "circuit_breakers",
-        "typed_extension_protocol_options",
-    ] {
-        assert!(shipped[field].is_object() || shipped[field].is_array());
-        assert_eq!(engines[field], shipped[field], "{field}");
+    let scale = yaml(&format!("{SCALE}/envoy.yaml"));
+    let scale = scale["static_resources"]["clusters"][0].clone();
+    for (folder, engines) in [(FOLDER, engines()), (SCALE, scale)] {
+        for field in [
+            "load_balancing_policy",
+            "health_checks",
+            "outlier_detection",
+            "circuit_breakers",
+            "typed_extension_protocol_options",
+        ] {
+            assert!(shipped[field].is_object() || shipped[field].is_array());
+            assert_eq!(engines[field], shipped[field], "{field}");
+        }
+        let engine = json!({"address": "engine", "port_value": 8000});
+        assert_eq!(*address(&engines), engine);
+        assert!(compose_of(folder)["services"]["engine"].is_object());
+        assert_eq!(plugin(folder).pools.len(), 1);
+        assert_eq!(engines["name"], plugin(folder).pools[0].cluster.as_str());
     }
-    let endpoint = &engines["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
-    let address = &endpoint["address"]["socket_address"];
-    assert_eq!(*address, json!({"address": "engine", "port_value": 8000}));
-    assert!(compose()["services"]["engine"].is_object());
+}
 
-    let envoy = yaml(&format!("{FOLDER}/envoy.yaml"));
+/// Where the one endpoint of a cluster is.
+fn address(cluster: &Value) -> &Value {
+    let endpoint = &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+    &endpoint["address"]["socket_address"]
+}
+
+/// What the filter of a folder's Envoy is configured with.
+fn plugin(folder: &str) -> warmpath_core::Config {
+    let envoy = yaml(&format!("{folder}/envoy.yaml"));
     let filter = &envoy["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0];
     let filter = &filter["typed_config"]["http_filters"][0]["typed_config"]["config"];
     let plugin = filter["configuration"]["value"].as_str().unwrap();
-    let plugin = warmpath_core::Config::parse(plugin.as_bytes()).unwrap();
-    assert_eq!(plugin.pools.len(), 1);
-    assert_eq!(engines["name"], plugin.pools[0].cluster.as_str());
+    warmpath_core::Config::parse(plugin.as_bytes()).unwrap()
+}
+
+#[test]
+fn several_envoys_reach_webdis_and_webdis_reaches_redis() {
+    let (compose, envoy) = (compose_of(SCALE), yaml(&format!("{SCALE}/envoy.yaml")));
+    let replicas = |name: &str| compose["services"][name]["deploy"]["replicas"].as_u64();
+    assert_eq!((replicas("envoy"), replicas("webdis")), (Some(3), Some(2)));
+    for store in ["redis", "webdis"] {
+        assert_eq!(compose["services"][store]["ports"], Value::Null, "{store}");
+    }
+    let sync = plugin(SCALE).sync.expect("sync");
+    let clusters = envoy["static_resources"]["clusters"].as_array().unwrap();
+    let fronts = clusters
+        .iter()
+        .find(|it| it["name"] == sync.cluster.as_str());
+    let webdis = yaml(&format!("{SCALE}/webdis.json"));
+    let port = &webdis["http_port"];
+    let service = json!({"address": "webdis", "port_value": port});
+    assert_eq!(*address(fronts.expect("a cluster of the fronts")), service);
+    assert!(compose["services"][webdis["redis_host"].as_str().unwrap()].is_object());
+    // Room for the largest batch and what is around it.
+    let room = webdis["http_max_request_size"].as_u64().unwrap();
+    assert!(room >= 2 * 512 * 1024);
+    let allowed = json!([{"disabled": ["*"]}, {"enabled": ["EVAL"]}]);
+    assert_eq!(webdis["acl"], allowed);
+
+    let redis = std::fs::read_to_string(root().join(SCALE).join("redis.conf")).unwrap();
+    let user = redis.lines().find(|line| line.starts_with("user default "));
+    let words: Vec<_> = user.expect("a user").split(' ').collect();
+    let streams = format!("~{{{}}}:*", sync.stream);
+    let commands: Vec<_> = words
+        .iter()
+        .filter(|it| it.starts_with(['+', '-']))
+        .collect();
+    assert!(words.contains(&streams.as_str()), "{words:?}");
+    assert_eq!(
+        commands,
+        [&"-@all", &"+eval", &"+xadd", &"+xrange", &"+xrevrange"]
+    );
 }
 
 #[test]
@@ -243,7 +310,7 @@ fn prometheus_and_grafana_find_what_they_ask_for() {
     let path = job["metrics_path"].as_str().unwrap();
     assert!(routes.contains(&format!("\"path\":\"{path}\"")), "{routes}");
 
-    let beside = mounted(&compose["services"]["prometheus"]);
+    let beside = mounted(FOLDER, &compose["services"]["prometheus"]);
     for file in texts(&prometheus["rule_files"]) {
         assert!(
             beside.contains_key(&format!("/etc/prometheus/{file}")),
@@ -255,7 +322,7 @@ fn prometheus_and_grafana_find_what_they_ask_for() {
     assert_eq!(url, "http://prometheus:9090");
     let boards = yaml(&format!("{FOLDER}/grafana/dashboards.yaml"));
     let folder = boards["providers"][0]["options"]["path"].as_str().unwrap();
-    let there = mounted(&compose["services"]["grafana"]);
+    let there = mounted(FOLDER, &compose["services"]["grafana"]);
     let board = there.iter().find(|(target, _)| target.starts_with(folder));
     let (target, file) = board.expect("a dashboard");
     assert!(file.ends_with("dashboards/warmpath.json"), "{file}");
