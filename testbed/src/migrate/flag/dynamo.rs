@@ -62,7 +62,7 @@ pub const FLAGS: &[Flag] = &[
     Flag::new("router-predicted-ttl-secs", Text, "", NotOffered(SHADOW)),
     Flag::new("shared-cache-multiplier", Text, "", NotOffered(TIERS)),
     Flag::new("shared-cache-type", OneOf(&["none", "hicache"]), "none", NotOffered(TIERS)),
-    Flag::new("router-replica-sync", NothingOr("no-router-replica-sync"), "off", NotOffered("Workers of one Envoy share load and prompts. Several Envoys share nothing: `pools[].policy.prefix.home_affinity` makes them agree.")),
+    Flag::new("router-replica-sync", NothingOr("no-router-replica-sync"), "off", NotOffered("Workers of one Envoy share load and prompts. Several Envoys share them through Redis: set `sync`.")),
     Flag::new("router-track-active-blocks", NothingOr("no-router-track-active-blocks"), "on", NotOffered(TRACKED)),
     Flag::new("track-active-blocks", NothingOr("no-track-active-blocks"), "on", NotOffered(TRACKED)),
     Flag::new("router-track-output-blocks", NothingOr("no-router-track-output-blocks"), "off", NotOffered(TRACKED)),
