@@ -195,7 +195,8 @@ async fn envoy_accepts_every_overlay(context: &Context) -> anyhow::Result<()> {
     let envoy = setting.config.parent().context("no folder")?;
     let headers_only = Overlay::Istio("headers-only");
     let newer_names = Overlay::EnvoyGateway("names-v2", Names::V2);
-    for overlay in [ISTIO, headers_only, ENVOY_GATEWAY, newer_names] {
+    let scale = Overlay::EnvoyGateway("scale", Names::V1);
+    for overlay in [ISTIO, headers_only, ENVOY_GATEWAY, newer_names, scale] {
         let folder = tempfile::tempdir()?;
         let mut bootstrap = Bootstrap::load(&setting.config)?;
         bootstrap.set_module(&setting.module);

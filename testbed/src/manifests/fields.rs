@@ -34,6 +34,8 @@ const DEPLOYMENT: &[&str] = &[
     "spec.template.spec.containers[].args[]",
     "spec.template.spec.containers[].ports[].name",
     "spec.template.spec.containers[].ports[].containerPort",
+    "spec.template.spec.containers[].readinessProbe.tcpSocket.port",
+    "spec.template.spec.containers[].livenessProbe.tcpSocket.port",
     "spec.template.spec.containers[].startupProbe.httpGet.path",
     "spec.template.spec.containers[].startupProbe.httpGet.port",
     "spec.template.spec.containers[].startupProbe.periodSeconds",
@@ -54,11 +56,13 @@ const DEPLOYMENT: &[&str] = &[
     "spec.template.spec.containers[].volumeMounts[].name",
     "spec.template.spec.containers[].volumeMounts[].mountPath",
     "spec.template.spec.volumes[].name",
+    "spec.template.spec.volumes[].configMap.name",
     "spec.template.spec.volumes[].emptyDir.medium",
     "spec.template.spec.volumes[].emptyDir.sizeLimit",
 ];
 
 const SERVICE: &[&str] = &[
+    "spec.clusterIP",
     "spec.selector.*",
     "spec.ports[].name",
     "spec.ports[].port",

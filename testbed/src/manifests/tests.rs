@@ -23,7 +23,7 @@ const CHANGED: [(&str, &str); 5] = [
 /// Each overlay with its documents: as shipped, and with the values changed.
 fn all() -> Vec<(PathBuf, Vec<Value>)> {
     let overlays = overlays(&folder()).unwrap();
-    assert_eq!(overlays.len(), 4);
+    assert_eq!(overlays.len(), 5);
     let shipped = overlays.iter().map(|it| (it.clone(), build(it).unwrap()));
     let changed = overlays.iter().map(|it| (it.clone(), changed(it)));
     shipped.chain(changed).collect()
@@ -32,7 +32,7 @@ fn all() -> Vec<(PathBuf, Vec<Value>)> {
 /// The documents of an overlay with other values.
 fn changed(overlay: &Path) -> Vec<Value> {
     let change = &mut |document: &mut Value| {
-        if document["kind"] == "ConfigMap" {
+        if document["kind"] == "ConfigMap" && document["metadata"]["name"] == "values" {
             let data = document["data"].as_object_mut().unwrap();
             assert_eq!(data.len(), CHANGED.len());
             for (name, value) in CHANGED {
@@ -47,6 +47,13 @@ fn one<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
     let found: Vec<_> = documents.iter().filter(|it| it["kind"] == kind).collect();
     assert_eq!(found.len(), 1, "{kind}");
     found[0]
+}
+
+fn named<'a>(documents: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    let found = documents
+        .iter()
+        .find(|it| it["kind"] == kind && it["metadata"]["name"] == name);
+    found.unwrap_or_else(|| panic!("no {kind} {name}"))
 }
 
 /// The plugin configurations of an overlay, wherever its host wants them.
@@ -106,7 +113,7 @@ fn every_file_is_part_of_an_overlay() {
     let mut there = BTreeSet::new();
     let mut waiting: Vec<_> = TREES
         .iter()
-        .chain(&["engines"])
+        .chain(&["engines", "store"])
         .map(|it| folder().join(it))
         .collect();
     while let Some(path) = waiting.pop() {
@@ -137,39 +144,43 @@ fn text<'a>(document: &'a Value, pointer: &str) -> &'a str {
 
 #[test]
 fn names_lead_to_what_is_there() {
-    for (overlay, documents) in all() {
-        let named = |kind: &str, name: &str| {
-            let found = documents
-                .iter()
-                .any(|it| it["kind"] == kind && it["metadata"]["name"] == name);
-            assert!(found, "{}: no {kind} {name}", overlay.display());
-        };
+    for (_, documents) in all() {
         for document in &documents {
             let spec = &document["spec"];
             let targets = spec["targetRefs"].as_array().into_iter().flatten();
             for target in targets.chain(spec.get("targetRef")) {
-                named(text(target, "/kind"), text(target, "/name"));
+                named(&documents, text(target, "/kind"), text(target, "/name"));
             }
             for parent in spec["parentRefs"].as_array().into_iter().flatten() {
-                named("Gateway", text(parent, "/name"));
+                named(&documents, "Gateway", text(parent, "/name"));
             }
             let cluster_wide = ["Namespace", "GatewayClass"];
             if !cluster_wide.contains(&text(document, "/kind")) {
-                named("Namespace", text(document, "/metadata/namespace"));
+                let namespace = text(document, "/metadata/namespace");
+                named(&documents, "Namespace", namespace);
             }
         }
-        let service = one(&documents, "Service");
-        let labels = &one(&documents, "Deployment")["spec"]["template"]["metadata"]["labels"];
+        let labels =
+            |deployment: &Value| deployment["spec"]["template"]["metadata"]["labels"].clone();
+        let deployments = documents.iter().filter(|it| it["kind"] == "Deployment");
+        let deployments: Vec<_> = deployments.map(labels).collect();
         let selected = |selector: &Value| {
             let selector = selector.as_object().unwrap();
             assert!(!selector.is_empty());
-            assert!(selector.iter().all(|(name, value)| labels[name] == *value));
+            let fits =
+                |labels: &&Value| selector.iter().all(|(name, value)| labels[name] == *value);
+            assert_eq!(deployments.iter().filter(fits).count(), 1, "{selector:?}");
         };
-        selected(&service["spec"]["selector"]);
-        selected(&one(&documents, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"]);
-        for policy in documents.iter().filter(|it| it["kind"] == "NetworkPolicy") {
-            selected(&policy["spec"]["podSelector"]["matchLabels"]);
+        for document in &documents {
+            let selector = match text(document, "/kind") {
+                "Service" => "/spec/selector",
+                "PodDisruptionBudget" | "Deployment" => "/spec/selector/matchLabels",
+                "NetworkPolicy" => "/spec/podSelector/matchLabels",
+                _ => continue,
+            };
+            selected(document.pointer(selector).expect("a selector"));
         }
+        let service = named(&documents, "Service", "vllm");
         let backend = &one(&documents, "HTTPRoute")["spec"]["rules"][0]["backendRefs"][0];
         assert_eq!(backend["name"], service["metadata"]["name"]);
         assert_eq!(backend["port"], service["spec"]["ports"][0]["port"]);
@@ -180,7 +191,7 @@ fn names_lead_to_what_is_there() {
 #[test]
 fn pools_name_the_clusters_of_their_hosts() {
     for (overlay, documents) in all() {
-        let service = one(&documents, "Service");
+        let service = named(&documents, "Service", "vllm");
         let (name, namespace) = (
             text(service, "/metadata/name"),
             text(service, "/metadata/namespace"),
@@ -220,19 +231,60 @@ fn patches_name_the_listener() {
         };
         let gateway = one(&documents, "Gateway");
         let listener = &gateway["spec"]["listeners"][0];
-        let wanted = match overlay.ends_with("names-v1") {
-            true => format!(
+        let wanted = match overlay.ends_with("names-v2") {
+            true => format!("tcp-{}", listener["port"]),
+            false => format!(
                 "{}/{}/{}",
                 text(gateway, "/metadata/namespace"),
                 text(gateway, "/metadata/name"),
                 text(listener, "/name")
             ),
-            false => format!("tcp-{}", listener["port"]),
         };
         let patches = policy["spec"]["jsonPatches"].as_array().unwrap().iter();
         let listeners = patches.filter(|it| text(it, "/type").ends_with(".Listener"));
         let names: Vec<_> = listeners.map(|it| text(it, "/name")).collect();
         assert_eq!(names, [&wanted; 2], "{}", overlay.display());
+    }
+}
+
+/// The store of several Envoys is that of the example for Docker Compose, and each part finds the next.
+#[test]
+fn several_envoys_find_their_store() {
+    for (overlay, documents) in all() {
+        if !overlay.ends_with("scale") {
+            continue;
+        }
+        for (name, file) in [("redis", "redis.conf"), ("webdis", "webdis.json")] {
+            let shipped = std::fs::read_to_string(folder().join("scale").join(file)).unwrap();
+            let config = named(&documents, "ConfigMap", name);
+            assert_eq!(config["data"][file], json!(shipped), "{file}");
+            let pod = &named(&documents, "Deployment", name)["spec"]["template"]["spec"];
+            assert_eq!(pod["volumes"][0]["configMap"]["name"], name);
+            let mounted = text(pod, "/containers/0/volumeMounts/0/mountPath");
+            let command = pod["containers"][0]["command"].to_string();
+            assert!(command.contains(&format!("{mounted}/{file}")), "{command}");
+        }
+        let plugin = plugins(&documents).remove(0);
+        let key = plugin["sync"]["redis"]["key"].as_str().unwrap();
+        assert!(key.starts_with("change me"), "{key}");
+        let patches = one(&documents, "EnvoyPatchPolicy")["spec"]["jsonPatches"].clone();
+        let patches = patches.as_array().unwrap();
+        let cluster = &plugin["sync"]["redis"]["cluster"];
+        let patch = patches.iter().find(|it| it["name"] == *cluster);
+        let cluster = &patch.expect("a cluster")["operation"]["value"];
+        let endpoint = &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+        let webdis = named(&documents, "Service", "webdis");
+        let namespace = text(webdis, "/metadata/namespace");
+        let address = json!({
+            "address": format!("webdis.{namespace}.svc.cluster.local"),
+            "port_value": webdis["spec"]["ports"][0]["port"],
+        });
+        assert_eq!(endpoint["address"]["socket_address"], address);
+        let gateway = text(one(&documents, "Gateway"), "/metadata/name");
+        let rules = |name| named(&documents, "NetworkPolicy", name)["spec"]["ingress"].clone();
+        let rules = ["webdis-from-gateway", "vllm-from-gateway"].map(rules);
+        assert_eq!(rules[0], rules[1]);
+        assert!(rules[0].to_string().contains(gateway));
     }
 }
 
@@ -247,7 +299,7 @@ fn the_three_values_stand_in_one_place() {
         for (_, value) in CHANGED {
             assert!(has(value), "{shown}: {value}");
         }
-        for old in ["registry.example.com", "Qwen", "vllm-openai", "vllm.llm."] {
+        for old in ["registry.example.com", "Qwen", "vllm-openai", ".llm."] {
             assert!(!has(old), "{shown}: {old}");
         }
         // What is left has the name of its own: the filter's pool.
