@@ -101,7 +101,7 @@ migrate: testbed ## Print an Envoy configuration for another router's command li
 ## -- work on it
 
 .PHONY: test
-test: lint unit wasm-test build rules manifests validate-all e2e drill-quick browser-test ## Run every check: format, lints, unit and wasm tests, configs, end to end, faults, the status page
+test: lint unit wasm-test build rules manifests validate-all e2e e2e-scale drill-quick browser-test ## Run every check: format, lints, unit and wasm tests, configs, end to end, several Envoys, faults, the status page
 
 .PHONY: lint
 lint: $(RUST) ## Check the format and the lints, natively and for wasm

@@ -9,8 +9,8 @@ use proxy_wasm::types::ContextType;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
-use warmpath_core::Config;
 use warmpath_core::call::CallBody;
+use warmpath_core::{Config, sync};
 
 /// At least twice a second, so that a request held in vain is answered within two.
 const LONGEST_TICK_MS: u64 = 500;
@@ -18,9 +18,6 @@ const LONGEST_TICK_MS: u64 = 500;
 const SHORTEST_TICK_MS: u64 = 25;
 /// Ticks within the shortest interval of scrapes, which so spread over it.
 const TICKS_PER_INTERVAL: u64 = 8;
-
-/// Ticks from one call to the other Envoys to the next: workers' logs are read with each.
-const TICKS_PER_CALL: u64 = 4;
 
 /// What the streams of one VM and config share; `None` until a config was accepted.
 pub type Shared = Rc<RefCell<Option<Worker>>>;
@@ -37,10 +34,7 @@ impl Root {
         let discovery = config.discovery.as_ref().map(|it| it.interval_ms);
         let scrape = config.scrape.as_ref().map(|it| it.polling.interval_ms);
         let shortest = discovery.into_iter().chain(scrape).min();
-        let sync = config
-            .sync
-            .as_ref()
-            .map(|it| it.interval_ms / TICKS_PER_CALL);
+        let sync = config.sync.as_ref().map(|it| sync::tick_ms(it.interval_ms));
         let period_ms = shortest.map_or(LONGEST_TICK_MS, |it| it / TICKS_PER_INTERVAL);
         let period_ms = sync.map_or(period_ms, |it| it.min(period_ms));
         Duration::from_millis(period_ms.clamp(SHORTEST_TICK_MS, LONGEST_TICK_MS))

@@ -41,10 +41,19 @@ use webdis::Told;
 
 /// Intervals of silence after which a peer counts as out of sight.
 const SILENT_INTERVALS: u64 = 5;
+/// What is new waits for a tick: a small part of an interval.
+const TICKS_PER_INTERVAL: u64 = 4;
+const SHORTEST_TICK_MS: u64 = 25;
+const LONGEST_TICK_MS: u64 = 500;
 /// Longest pause after calls that failed.
 const MAX_PAUSE_MS: u64 = 1000;
 /// Own batches that must be missing before the streams count as begun anew.
 const MISSED_ECHOES: u32 = 20;
+
+/// How often workers look whether there is something to tell or to read, in ms.
+pub fn tick_ms(interval_ms: u64) -> u64 {
+    (interval_ms / TICKS_PER_INTERVAL).clamp(SHORTEST_TICK_MS, LONGEST_TICK_MS)
+}
 
 /// How the Envoys see each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -189,7 +198,7 @@ impl Sync {
             listener: Listener::default(),
             outbox: Outbox::new(2 * options.batch_bytes),
             inbox: Inbox::default(),
-            relay: Relay::new(name),
+            relay: Relay::new(name, tick_ms(options.interval_ms)),
             unseen: Unseen::default(),
             before: (warm || !goes_on).then(|| "+".to_owned()),
             cursors: cursors.unwrap_or_default(),

@@ -21,7 +21,7 @@ use warmpath_core::{Config, Decision, Reason};
 
 const KEY: &str = "the key of the fleet under test";
 const MS: u64 = 1000;
-const TICK_US: u64 = 50 * MS;
+const TICK_US: u64 = 25 * MS;
 
 fn config(engines: &[usize], key: &str) -> Config {
     let list: Vec<String> = engines
@@ -82,7 +82,7 @@ impl Redis {
         let number = |text: &str| text.parse::<u64>().expect("a number");
         let id = |text: &str| number(text.split_once('-').expect("an id").0);
         let name = |id: u64| format!("{id}-0").into_bytes();
-        if let [word, _bytes, before] = parts[..] {
+        if let [word, _bytes, before, _most] = parts[..] {
             let newest = |at: usize| self.streams[at].back().map_or(0, |(id, _)| *id);
             let before = match before {
                 "%2B" => u64::MAX,

@@ -48,9 +48,6 @@ pub struct Args {
     /// Worker threads of each Envoy.
     #[arg(long, default_value_t = 2)]
     concurrency: u32,
-    /// Also the tests of the filter's option `sync`, which this module must know.
-    #[arg(long)]
-    sync: bool,
     #[command(flatten)]
     binaries: Binaries,
     #[command(flatten)]
@@ -91,14 +88,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn cases(args: &Args) -> Vec<Case> {
     let binaries = &args.binaries;
     let mut cases = front::cases(binaries);
+    cases.extend(shared::cases(binaries));
+    cases.extend(strangers::cases(binaries));
     if !binaries.are_given() {
         cases.extend(front::breaking_cases(binaries));
-    }
-    if args.sync {
-        cases.extend(shared::cases(binaries));
-        cases.extend(strangers::cases(binaries));
-    }
-    if args.sync && !binaries.are_given() {
         cases.extend(faults::cases(binaries));
         cases.extend(strangers::breaking_cases(binaries));
         cases.extend(shipped::breaking_cases(binaries));

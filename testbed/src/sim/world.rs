@@ -18,9 +18,6 @@ use super::statistics::{Sample, Samples};
 use super::workload::Workload;
 use crate::model::{ModelParams, Submission, TokenEvent};
 
-/// How often a router looks whether there is something to tell, within the interval; as the filter does.
-const TICKS_PER_CALL: u64 = 4;
-
 /// Everything that is fixed before the first arrival.
 #[derive(Debug, Clone)]
 pub struct Scenario {
@@ -326,7 +323,7 @@ impl<'a> World<'a> {
             mail.extend(batch.clone());
         }
         if self.ended < self.workload.requests.len() {
-            let tick_us = sync.interval_ms * 1000 / TICKS_PER_CALL;
+            let tick_us = 1000 * warmpath_core::sync::tick_ms(sync.interval_ms);
             self.schedule(now_us + tick_us, Event::Exchange { router });
         }
     }

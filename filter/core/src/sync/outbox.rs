@@ -1,9 +1,9 @@
 //! What is to be told to the other Envoys: prompts that workers of this one routed, oldest first.
 //!
-//! Workers log a prompt twice, when it is sent and when its answer is complete. The others need it once,
-//! at once; of the second entry they get the last link, which makes the whole the most recently used
-//! again, and what the answer has added. And a link that was told of an engine a moment ago is not told
-//! again: system prompts that everybody shares would else be most of what is sent.
+//! Workers log a prompt twice, when it is sent and when its answer is complete: then the engine lets go of it,
+//! and counts it as just used. The others are told both. But a link that was told of an engine a moment ago
+//! is not told again: the system prompts that everybody shares would else be most of what is sent, and the
+//! ends of short answers most of the rest.
 //!
 //! Everything has a bound. What does not fit is dropped, oldest first, and counted: the others then
 //! know less.
@@ -27,8 +27,6 @@ pub struct Outbox {
     most_bytes: usize,
     dropped: u64,
     told: Lately,
-    /// Prompts of which the beginning was told, by engine and last link.
-    begun: Lately,
 }
 
 impl Outbox {
@@ -40,34 +38,18 @@ impl Outbox {
             most_bytes,
             dropped: 0,
             told: Lately::new(TOLD_US),
-            // An answer may take minutes; what is forgotten is told in full once more.
-            begun: Lately::new(600 * TOLD_US),
         }
     }
 
     /// A worker's event about the engine of this identity.
     pub fn note(&mut self, event: &Event, engine: u64, now_us: u64) {
-        let place = |mark: &Mark| hash::mix(engine, mark.link);
-        let last = event.marks.last();
-        let (kind, marks) = match event.kind {
-            Kind::Drop => (Kind::Drop, event.marks.clone()),
-            Kind::Pin => {
-                if let Some(last) = last {
-                    self.begun.enter(place(last), now_us);
-                }
-                (Kind::Hold, self.untold(&event.marks, place, now_us))
-            }
+        let (kind, marks, extra_chunks) = match event.kind {
+            Kind::Drop => (Kind::Drop, event.marks.clone(), 0),
+            Kind::Pin => (Kind::Hold, self.untold(event, engine, now_us), 0),
             Kind::Hold | Kind::Touch => {
-                let begun = last.is_some_and(|last| self.begun.has(place(last), now_us));
-                match (begun, last) {
-                    (true, Some(last)) => (Kind::Hold, vec![*last]),
-                    _ => (Kind::Hold, self.untold(&event.marks, place, now_us)),
-                }
+                let marks = self.untold(event, engine, now_us);
+                (Kind::Hold, marks, event.extra_chunks)
             }
-        };
-        let extra_chunks = match event.kind {
-            Kind::Hold | Kind::Touch => event.extra_chunks,
-            Kind::Pin | Kind::Drop => 0,
         };
         if marks.is_empty() && extra_chunks == 0 {
             return;
@@ -123,17 +105,17 @@ impl Outbox {
         std::mem::take(&mut self.dropped)
     }
 
-    fn untold(&mut self, marks: &[Mark], place: impl Fn(&Mark) -> u64, now_us: u64) -> Vec<Mark> {
+    fn untold(&mut self, event: &Event, engine: u64, now_us: u64) -> Vec<Mark> {
         let told = &mut self.told;
-        let new = |mark: &&Mark| {
-            let place = place(mark);
-            let new = !told.has(place, now_us);
-            if new {
+        let is_new = |mark: &&Mark| {
+            let place = hash::mix(engine, mark.link);
+            let is_new = !told.has(place, now_us);
+            if is_new {
                 told.enter(place, now_us);
             }
-            new
+            is_new
         };
-        marks.iter().filter(new).copied().collect()
+        event.marks.iter().filter(is_new).copied().collect()
     }
 }
 
@@ -198,12 +180,12 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_is_told_once_and_its_end_in_short() {
+    fn a_prompt_is_told_when_it_is_sent_and_when_it_is_complete() {
         let mut outbox = Outbox::new(10_000);
         outbox.note(&event(Kind::Pin, 0..5, 0), ENGINE, 1);
         outbox.note(&event(Kind::Hold, 0..5, 9), ENGINE, 5_000_000);
         let news = outbox.take(10_000);
-        assert_eq!(links(&news), [vec![0, 1, 2, 3, 4], vec![4]]);
+        assert_eq!(links(&news), [vec![0, 1, 2, 3, 4], vec![0, 1, 2, 3, 4]]);
         assert!(
             news.iter()
                 .all(|it| it.kind == Kind::Hold && it.engine == ENGINE)
@@ -213,10 +195,13 @@ mod tests {
     }
 
     #[test]
-    fn an_end_without_a_beginning_is_told_in_full() {
+    fn of_the_end_of_a_short_answer_only_what_it_added_is_told() {
         let mut outbox = Outbox::new(10_000);
-        outbox.note(&event(Kind::Hold, 0..3, 1), ENGINE, 1);
-        assert_eq!(links(&outbox.take(10_000)), [vec![0, 1, 2]]);
+        outbox.note(&event(Kind::Pin, 0..3, 0), ENGINE, 1);
+        outbox.note(&event(Kind::Hold, 0..3, 7), ENGINE, TOLD_US / 2);
+        let news = outbox.take(10_000);
+        assert_eq!(links(&news), [vec![0, 1, 2], vec![]]);
+        assert_eq!(news[1].extra_chunks, 7);
     }
 
     #[test]

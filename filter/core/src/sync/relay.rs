@@ -28,9 +28,9 @@ const KEY: &str = "warmpath/sync";
 const VERSION: u8 = 1;
 /// A sign of life this old is none.
 const EXPIRY_MS: u64 = 3000;
-/// What was read back at the start is passed on at this rate: workers without requests read twice a
-/// second, and a log keeps 32 pages.
-const PAGES_PER_S: u64 = 48;
+/// What was read back at the start is passed on at this rate: workers read with each tick, some a few ticks
+/// late, and a log keeps 32 pages.
+const PAGES_PER_TICK: u64 = 8;
 
 /// What workers are told about the peers as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,18 +110,21 @@ pub struct Relay {
     log: log::Writer,
     /// What was read back, until the workers can take it.
     old: VecDeque<Event>,
+    /// From one reading of the workers to the next.
+    tick_ms: u64,
     paced_us: Option<u64>,
 }
 
 impl Relay {
     /// A relay whose column is `owner`'s, a random number.
-    pub fn new(owner: u64) -> Self {
+    pub fn new(owner: u64, tick_ms: u64) -> Self {
         Relay {
             column: Column { slot: SLOT, owner },
             loads: Board::new(Vec::new()),
             fitness: Board::new(Vec::new()),
             log: log::Writer::default(),
             old: VecDeque::new(),
+            tick_ms: tick_ms.max(1),
             paced_us: None,
         }
     }
@@ -187,8 +190,9 @@ impl Relay {
             .paced_us
             .map_or(0, |paced| now_us.saturating_sub(paced));
         self.paced_us = Some(now_us);
-        let pages = PAGES_PER_S.saturating_mul(age_us.min(500_000));
-        let mut left = pages.saturating_mul(PAGE_BYTES as u64) / 1_000_000;
+        let tick_us = 1000 * self.tick_ms;
+        let pages = PAGES_PER_TICK.saturating_mul(age_us.min(tick_us));
+        let mut left = pages.saturating_mul(PAGE_BYTES as u64) / tick_us;
         while left > 0 {
             let Some(event) = self.old.pop_front() else {
                 break;
