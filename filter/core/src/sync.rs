@@ -1,7 +1,7 @@
 //! Several Envoys, one view: what each learns of prompts, load and failing engines reaches the others
 //! within an interval, through a store and never on a request's way.
 //!
-//! In each Envoy the holder of the [lease](crate::lease) makes one call an interval. It sends a
+//! In each Envoy the holder of the [lease](crate::lease) makes two calls an interval, three at most; with one it sends a
 //! [`Batch`]: what its workers logged since the last one ([`outbox`]), what they have in flight, and which
 //! engines they leave out. It gets what the others sent ([`inbox`]) and passes it on to its own workers,
 //! who take the peers for one more worker ([`relay`]). A new holder goes on where the last one was; a new

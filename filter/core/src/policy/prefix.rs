@@ -23,7 +23,7 @@
 //! none. All look for the cheapest engine at once, and would find the same one: old load figures make herds
 //! (Mitzenmacher, How Useful Is Old Information?, 2000). In the balance of that game each engine gets a share
 //! of the unseen work, by as much as it is cheaper than the dearest that gets any, and then none is better
-//! than another. With `r`, the conversation's rendezvous score as a number from 0 to 1, added to twice the
+//! than another. With `r`, the conversation's rendezvous score as a number from 0 to 1, added to a multiple of the
 //! unseen work, the choices of many conversations come close to these shares, and those of one agree.
 //!
 //! With an `imbalance_threshold` the least loaded engine wins before any of this, once the most and
