@@ -135,7 +135,7 @@ impl Suite {
         }
         let conclusion = libtest_mimic::run(&self.runner, trials);
         if !self.runner.list {
-            println!("{}", record.slowest());
+            print!("{}\n{}", record.slowest(), record.faults());
         }
         Ok((conclusion, record.failed()))
     }
@@ -245,7 +245,7 @@ impl Case {
         record.add(Entry {
             name,
             took: began.elapsed(),
-            passed: outcome.is_ok(),
+            fault: outcome.as_ref().err().map(|error| format!("{error:#}")),
         });
         outcome.map_err(|error| Failed::from(format!("{error:#}\n\n{}", context.journal())))
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 /// How many of the slowest tests are named.
 const NAMED: usize = 10;
+/// How much is shown of what was wrong.
+const FAULT_CHARS: usize = 300;
 
 /// What became of one test.
 #[derive(Clone, Debug)]
@@ -13,8 +15,8 @@ pub struct Entry {
     pub name: String,
     /// How long it took.
     pub took: Duration,
-    /// Whether it passed.
-    pub passed: bool,
+    /// What was wrong, if anything was.
+    pub fault: Option<String>,
 }
 
 /// What became of all tests of a run, in the order in which they ended.
@@ -29,7 +31,7 @@ impl Record {
 
     /// The tests that did not pass.
     pub fn failed(&self) -> Vec<String> {
-        let failed = |entry: &Entry| (!entry.passed).then(|| entry.name.clone());
+        let failed = |entry: &Entry| entry.fault.is_some().then(|| entry.name.clone());
         self.lock().iter().filter_map(failed).collect()
     }
 
@@ -41,6 +43,17 @@ impl Record {
         let line = |entry: &Entry| format!("{:7.1} s  {}\n", entry.took.as_secs_f64(), entry.name);
         let lines: String = entries.iter().take(NAMED).map(line).collect();
         format!("slowest tests:\n{lines}{:7.1} s  all\n", sum.as_secs_f64())
+    }
+
+    /// What was wrong with each test that did not pass, in a few words: the end of a log is often all that
+    /// is kept of it.
+    pub fn faults(&self) -> String {
+        let line = |entry: &Entry| {
+            let fault = entry.fault.as_deref()?;
+            let shown: String = fault.chars().take(FAULT_CHARS).collect();
+            Some(format!("{}: {}\n", entry.name, shown.replace('\n', " ")))
+        };
+        self.lock().iter().filter_map(line).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
@@ -59,7 +72,7 @@ mod tests {
             record.add(Entry {
                 name: format!("test {number}"),
                 took: Duration::from_secs(number),
-                passed: number != 3,
+                fault: (number == 3).then(|| format!("503\n{}", "x".repeat(FAULT_CHARS))),
             });
         }
         let shown = record.slowest();
@@ -68,5 +81,9 @@ mod tests {
         assert_eq!(lines[1].trim(), "10.0 s  test 10");
         assert_eq!(lines[NAMED + 1].trim(), "55.0 s  all");
         assert_eq!(record.failed(), ["test 3"]);
+        let faults = record.faults();
+        assert_eq!(faults.lines().count(), 1);
+        assert!(faults.starts_with("test 3: 503 xx"), "{faults}");
+        assert_eq!(faults.trim_end().len(), "test 3: ".len() + FAULT_CHARS);
     }
 }

@@ -81,7 +81,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let run = move || case.run(case.name.clone(), setting, &record);
         trials.push(Trial::test(name, run).with_ignored_flag(missing));
     }
-    libtest_mimic::run(&runner, trials).exit()
+    let conclusion = libtest_mimic::run(&runner, trials);
+    if !runner.list {
+        print!("{}\n{}", record.slowest(), record.faults());
+    }
+    conclusion.exit()
 }
 
 /// The tests that can be run with this store.
