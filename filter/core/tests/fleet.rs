@@ -5,12 +5,13 @@
     reason = "a panic is a failed test"
 )]
 
+mod prompts;
+
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter::repeat_n;
 use warmpath_core::call::Reply;
-use warmpath_core::hash;
 use warmpath_core::router::{Ask, Charge, Outcome, PromptFacts, Response, Router, State};
-use warmpath_core::scan::{CHUNK_BYTES, Link};
 use warmpath_core::scrape::Call;
 use warmpath_core::store::MemoryStore;
 use warmpath_core::wire::orca::OrcaLoad;
@@ -480,21 +481,6 @@ fn counted(queried: u32) -> String {
     format!("vllm:num_requests_running 0\nvllm:prefix_cache_queries_total {queried}\n")
 }
 
-fn prompt_of(own: u64) -> PromptFacts {
-    let link = |at: u64| Link {
-        hash: hash::mix(own, at),
-        end: (at as usize + 1) * CHUNK_BYTES,
-    };
-    PromptFacts {
-        chain: (0..20).map(link).collect(),
-        bytes: 20 * CHUNK_BYTES,
-        conversation: own,
-        streamed: true,
-        output_tokens: Some(1),
-        told: None,
-    }
-}
-
 /// How much of a prompt a worker believes to be cached where it sends it.
 fn cached(world: &mut World, at: usize, prompt: PromptFacts) -> u64 {
     let now_us = world.now_us;
@@ -525,7 +511,7 @@ fn an_older_word_of_an_engine_is_no_restart() {
     let holds = |router: &Router<_>| router.scout().holds_lease();
     let holder = world.workers.iter().position(holds).expect("a holder");
     for own in 0..20 {
-        cached(&mut world, holder, prompt_of(own));
+        cached(&mut world, holder, prompt(own, 20));
     }
     // It learns more, and is not run for a while before it can tell.
     world.pages.insert(address(1), counted(6000));
@@ -551,7 +537,7 @@ fn an_older_word_of_an_engine_is_no_restart() {
     assert!(!holds(&world.workers[holder]) && !learned(&world));
     for own in 0..20 {
         assert!(
-            cached(&mut world, holder, prompt_of(own)) > 0,
+            cached(&mut world, holder, prompt(own, 20)) > 0,
             "prompt {own}"
         );
     }
@@ -566,25 +552,25 @@ fn an_engine_that_left_or_restarted_holds_nothing() {
     world.host(&address(1), healthy());
     world.pages.insert(address(1), counted(5000));
     world.run(2.5);
-    assert_eq!(cached(&mut world, 0, prompt_of(7)), 0);
-    assert_eq!(cached(&mut world, 0, prompt_of(7)), 20 * 128);
+    assert_eq!(cached(&mut world, 0, prompt(7, 20)), 0);
+    assert_eq!(cached(&mut world, 0, prompt(7, 20)), 20 * 128);
     world.pages.insert(address(1), counted(6000));
     world.run(2.5);
-    assert_eq!(cached(&mut world, 0, prompt_of(7)), 20 * 128);
+    assert_eq!(cached(&mut world, 0, prompt(7, 20)), 20 * 128);
     world.pages.insert(address(1), counted(10));
     world.run(2.5);
     assert_eq!(
-        cached(&mut world, 0, prompt_of(7)),
+        cached(&mut world, 0, prompt(7, 20)),
         0,
         "its counters began anew"
     );
-    assert_eq!(cached(&mut world, 0, prompt_of(7)), 20 * 128);
+    assert_eq!(cached(&mut world, 0, prompt(7, 20)), 20 * 128);
     world.hosts.clear();
     world.run(2.5);
     world.host(&address(1), healthy());
     world.run(2.5);
     assert_eq!(
-        cached(&mut world, 0, prompt_of(7)),
+        cached(&mut world, 0, prompt(7, 20)),
         0,
         "it was gone meanwhile"
     );
@@ -881,20 +867,7 @@ fn load_told_with_an_answer_ranks_before_the_next_scrape() {
 
 /// A prompt of `chunks` chunks that is like no other.
 fn prompt(name: u64, chunks: usize) -> PromptFacts {
-    let mut link = Link { hash: 1, end: 0 };
-    let chain = (0..chunks).map(|at| {
-        link.hash = hash::chain(link.hash, hash::mix(name, at as u64));
-        link.end += CHUNK_BYTES;
-        link
-    });
-    PromptFacts {
-        chain: chain.collect(),
-        bytes: chunks * CHUNK_BYTES,
-        conversation: name,
-        streamed: true,
-        output_tokens: Some(1),
-        told: None,
-    }
+    prompts::prompt(name, repeat_n(name, chunks))
 }
 
 /// Serves each of the prompts; why it went where it did.

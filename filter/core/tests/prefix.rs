@@ -5,11 +5,11 @@
     reason = "a panic is a failed test"
 )]
 
+mod prompts;
+
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use warmpath_core::hash;
 use warmpath_core::router::{Ask, Charge, Outcome, PromptFacts, Router};
-use warmpath_core::scan::{CHUNK_BYTES, Link};
 use warmpath_core::store::{MemoryStore, Store};
 use warmpath_core::{Config, Decision, Reason};
 
@@ -29,21 +29,8 @@ fn config(engines: usize, kv_tokens: u64, extra: &str) -> Config {
 
 /// A prompt of `chunks` chunks that shares its first `shared` with all others of that `family`.
 fn prompt(family: u64, shared: usize, own: u64, chunks: usize) -> PromptFacts {
-    let mut link = Link { hash: 1, end: 0 };
-    let chain = (0..chunks).map(|at| {
-        let name = if at < shared { family } else { own };
-        link.hash = hash::chain(link.hash, hash::mix(name, at as u64));
-        link.end += CHUNK_BYTES;
-        link
-    });
-    PromptFacts {
-        chain: chain.collect(),
-        bytes: chunks * CHUNK_BYTES,
-        conversation: own,
-        streamed: true,
-        output_tokens: Some(1),
-        told: None,
-    }
+    let name = |at| if at < shared { family } else { own };
+    prompts::prompt(own, (0..chunks).map(name))
 }
 
 fn decide<S: Store>(

@@ -7,11 +7,13 @@
     reason = "a panic is a failed test"
 )]
 
+mod prompts;
+
+use prompts::prompt;
 use std::collections::VecDeque;
+use std::iter::repeat_n;
 use warmpath_core::call::{CallBody, HttpCall, Reply};
-use warmpath_core::hash;
-use warmpath_core::router::{Ask, Charge, Outcome, PromptFacts, Response, Router};
-use warmpath_core::scan::{CHUNK_BYTES, Link};
+use warmpath_core::router::{Ask, Charge, Outcome, Response, Router};
 use warmpath_core::scrape::Call;
 use warmpath_core::store::MemoryStore;
 use warmpath_core::sync::batch::{Batch, News};
@@ -221,7 +223,7 @@ impl Fleet {
         let ask = Ask {
             target: &target,
             key: None,
-            prompt: Some(prompt(own, 60)),
+            prompt: Some(prompt(own, repeat_n(own, 60))),
             priority: Default::default(),
         };
         router.decide(ask, self.now_us).expect("endpoints")
@@ -236,23 +238,6 @@ impl Fleet {
             router.address(decision.ranked[0]).to_owned(),
             decision.reason,
         )
-    }
-}
-
-fn prompt(own: u64, chunks: usize) -> PromptFacts {
-    let mut link = Link { hash: 1, end: 0 };
-    let chain = (0..chunks).map(|at| {
-        link.hash = hash::chain(link.hash, hash::mix(own, at as u64));
-        link.end += CHUNK_BYTES;
-        link
-    });
-    PromptFacts {
-        chain: chain.collect(),
-        bytes: chunks * CHUNK_BYTES,
-        conversation: own,
-        streamed: true,
-        output_tokens: Some(1),
-        told: None,
     }
 }
 

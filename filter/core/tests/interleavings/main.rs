@@ -15,6 +15,8 @@
 mod aftermath;
 mod inspector;
 mod layouts;
+#[path = "../prompts/mod.rs"]
+mod prompts;
 mod turnstile;
 mod worker;
 

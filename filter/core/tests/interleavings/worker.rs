@@ -2,10 +2,11 @@
 //! every stage. All it does is drawn.
 
 use crate::inspector::Door;
+use crate::prompts::prompt;
 use crate::turnstile::Draw;
+use std::iter::repeat_n;
 use warmpath_core::call::Reply;
 use warmpath_core::router::{Ask, Charge, Outcome, PromptFacts, Router};
-use warmpath_core::scan::{CHUNK_BYTES, Link};
 use warmpath_core::store::UPDATE_TRIES;
 use warmpath_core::{Config, Decision, hash};
 
@@ -101,19 +102,9 @@ pub fn config(generation: usize, max_workers: usize) -> Config {
 
 /// What a decision is told of a prompt; longer ones of a name are later turns of a conversation.
 pub fn facts(name: u64, chunks: usize) -> PromptFacts {
-    let mut link = Link { hash: 1, end: 0 };
-    let chain = (0..chunks).map(|at| {
-        link.hash = hash::chain(link.hash, hash::mix(name, at as u64));
-        link.end += CHUNK_BYTES;
-        link
-    });
     PromptFacts {
-        chain: chain.collect(),
-        bytes: chunks * CHUNK_BYTES,
-        conversation: name,
         streamed: !name.is_multiple_of(3),
-        output_tokens: Some(1),
-        told: None,
+        ..prompt(name, repeat_n(name, chunks))
     }
 }
 
