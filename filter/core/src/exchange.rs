@@ -1,27 +1,27 @@
 //! One request's way through the router, from its headers to its end.
 //!
+//! Until it is decided, this file reads it; then it is decided for one engine (`deciding`), for two (`handoff`),
+//! or after a question to an index (`lookup`), and what follows is told to the router (`response`).
+//!
 //! The adapter feeds what Envoy shows it and does what each [`Step`] says. It may stop at any point:
 //! whatever happens, [`Exchange::end`] gives back what was counted, exactly once.
 
 mod call_head;
+mod deciding;
 mod handoff;
 mod lookup;
+mod response;
 
 use crate::admission::Priority;
 use crate::answer::Answer;
 use crate::call::{Reply, RequestCall};
 use crate::decision::{Decision, Fallback};
-use crate::disaggregation::{self, Note};
-use crate::feedback::{Feedback, Finding, LoadReport};
-use crate::hash;
-use crate::json;
+use crate::disaggregation::Note;
+use crate::feedback::Feedback;
 use crate::kv::Told;
-use crate::router::{
-    Ask, Charge, Explained, Outcome, PromptFacts, Response, Router, Target, completed,
-};
+use crate::router::{Charge, Explained, Router, Target};
 use crate::scan::{Api, Field, RequestScan};
 use crate::session::{self, HeaderKey, Key, header};
-use crate::splice::{Change, Edit};
 use crate::store::Store;
 use call_head::CallHead;
 use handoff::Handoff;
@@ -67,9 +67,9 @@ pub struct Exchange {
     scan: Option<Box<RequestScan>>,
     charge: Option<Charge>,
     feedback: Feedback,
-    /// What a reply is awaited for.
     /// What an index service said of the prompt, and the pool whose engines it is about.
     told: Option<(usize, Told)>,
+    /// What a reply is awaited for.
     wait: Wait,
     /// For calls; where there may be any.
     head: Option<Box<CallHead>>,
@@ -247,100 +247,6 @@ impl Exchange {
         self.decide(router, &target, found(key), Some(fallback), now_us)
     }
 
-    /// The response's head came: it says who answered, which after retries is another than the first,
-    /// and how fit the endpoints are that the request met.
-    pub fn responded<S: Store>(&mut self, router: &mut Router<S>, response: Response, now_us: u64) {
-        self.begun = true;
-        if let Some(charge) = self.charge.as_mut() {
-            router.served_by(charge, response.address, now_us);
-            router.responded(charge, response, now_us);
-        }
-    }
-
-    /// What is read of the answer.
-    pub fn feedback(&mut self) -> &mut Feedback {
-        &mut self.feedback
-    }
-
-    /// Looks at the answer's headers, names in lower case, after [`Exchange::responded`].
-    pub fn on_answer_headers<S: Store>(
-        &mut self,
-        router: &mut Router<S>,
-        status: u16,
-        headers: &[(String, Vec<u8>)],
-        now_us: u64,
-    ) -> LoadReport {
-        let report = self.feedback.on_headers(status, headers);
-        if let (Some(load), Some(charge)) = (&report.load, &self.charge) {
-            router.load_told(charge, load, now_us);
-        }
-        report
-    }
-
-    /// What the engine reported in its answer, which is over; `complete` says that it came to its end.
-    pub fn reported<S: Store>(&mut self, router: &mut Router<S>, complete: bool) -> Finding {
-        let predicted = self.charge.as_ref().map_or((0, 0), |charge| {
-            (charge.cached_tokens(), charge.prompt_tokens())
-        });
-        let finding = self.feedback.reading().finish(complete, predicted);
-        if let (Some(charge), Finding::Report(report)) = (&self.charge, finding) {
-            router.recall_report(charge, &report);
-        }
-        finding
-    }
-
-    /// The endpoint broke off its answer.
-    pub fn broke_off<S: Store>(&mut self, router: &mut Router<S>, now_us: u64) {
-        if let Some(charge) = self.charge.as_ref() {
-            router.broke_off(charge, now_us);
-        }
-    }
-
-    /// The endpoint's answer, which was no error, came to its end.
-    pub fn answered<S: Store>(&mut self, router: &mut Router<S>, now_us: u64) {
-        if let Some(charge) = self.charge.as_ref() {
-            router.answered(charge, now_us);
-        }
-    }
-
-    /// The whole request was sent, with a body of this many bytes if that is known.
-    pub fn sent<S: Store>(
-        &mut self,
-        router: &mut Router<S>,
-        body_bytes: Option<usize>,
-        now_us: u64,
-    ) {
-        if let Some(charge) = self.charge.as_mut() {
-            router.sent(charge, body_bytes, now_us);
-        }
-    }
-
-    /// A part of the response body passes.
-    pub fn heard<S: Store>(&self, router: &mut Router<S>) {
-        if let Some(charge) = &self.charge {
-            router.heard(charge);
-        }
-    }
-
-    /// The first byte of the response body came.
-    pub fn first_token<S: Store>(&mut self, router: &mut Router<S>, now_us: u64) {
-        if let Some(charge) = self.charge.as_mut() {
-            router.first_token(charge, now_us);
-        }
-    }
-
-    /// The request is over. Later calls do nothing.
-    pub fn end<S: Store>(&mut self, router: &mut Router<S>, outcome: Outcome, now_us: u64) {
-        if let Wait::Lookup(lookup) = &self.wait {
-            router.kv_abandoned(lookup.pool());
-            self.wait = Wait::Nothing;
-        }
-        self.abandon(router, now_us);
-        if let Some(charge) = self.charge.take() {
-            router.end(charge, outcome, now_us);
-        }
-    }
-
     /// Most bytes of the body that are held before it is decided on what is known. Where engines share
     /// their work all of it is read, so Envoy's limit counts.
     pub fn most_held_bytes<S: Store>(&self, router: &Router<S>) -> usize {
@@ -352,21 +258,6 @@ impl Exchange {
             true => usize::MAX,
             false => router.config().limits.hold_bytes,
         }
-    }
-
-    /// Whether its prompt was entered as held, so that its outcome matters.
-    pub fn holds_prompt(&self) -> bool {
-        self.charge.as_ref().is_some_and(Charge::holds_prompt)
-    }
-
-    /// How the request is counted, from its decision to its end.
-    pub fn charge(&self) -> Option<&Charge> {
-        self.charge.as_ref()
-    }
-
-    /// Whether the request is counted as in flight.
-    pub fn is_charged(&self) -> bool {
-        self.charge.is_some()
     }
 
     fn pass<S: Store>(&self, router: &Router<S>, fallback: Fallback) -> Step {
@@ -426,128 +317,6 @@ impl Exchange {
         }
         let key = self.key_for(router, target, false)?;
         Some((target.clone(), key))
-    }
-
-    fn ask<'a, S: Store>(
-        &self,
-        router: &Router<S>,
-        target: &'a Target,
-        key: Option<u64>,
-    ) -> Ask<'a> {
-        let prompt = router
-            .wants_prompt(target)
-            .then(|| self.prompt(router, target))
-            .flatten();
-        let told = self.told.as_ref().filter(|told| told.0 == target.pool);
-        let prompt = prompt.map(|prompt| PromptFacts {
-            told: told.map(|told| told.1.clone()),
-            ..prompt
-        });
-        Ask {
-            target,
-            key,
-            prompt,
-            priority: self.priority,
-        }
-    }
-
-    fn decide<S: Store>(
-        &mut self,
-        router: &mut Router<S>,
-        target: &Target,
-        key: Option<u64>,
-        fallback: Option<Fallback>,
-        now_us: u64,
-    ) -> Step {
-        if let Some(options) = router.disaggregation(target.pool) {
-            let options = options.clone();
-            if fallback.is_none() {
-                return self.disaggregate(router, (target, key), options, now_us);
-            }
-            if !options.connector.decodes_alone() {
-                // Its body cannot be read, or not changed.
-                return Step::Answer(Answer::not_prefilled(router.pool_name(target.pool)));
-            }
-        }
-        self.decide_alone(router, (target, key), fallback, now_us)
-    }
-
-    /// Decides for one engine.
-    fn decide_alone<S: Store>(
-        &mut self,
-        router: &mut Router<S>,
-        (target, key): (&Target, Option<u64>),
-        fallback: Option<Fallback>,
-        now_us: u64,
-    ) -> Step {
-        match self.decide_now(router, (target, key), false, now_us) {
-            Ok(decision) => {
-                let changes = self.changes(target);
-                // Nothing more is read; a long stream need not keep what was.
-                self.scan = None;
-                Step::Route(completed(decision, changes, fallback))
-            }
-            Err(answer) => Step::Answer(answer),
-        }
-    }
-
-    /// Decides, and counts the request; `prefilled` says that another engine computes its prompt.
-    fn decide_now<S: Store>(
-        &mut self,
-        router: &mut Router<S>,
-        (target, key): (&Target, Option<u64>),
-        prefilled: bool,
-        now_us: u64,
-    ) -> Result<Decision, Answer> {
-        let ask = self.ask(router, target, key);
-        let (decision, charge) = router.decide_part(ask, prefilled, now_us)?;
-        self.charge = Some(charge);
-        let options = router.config().feedback;
-        let scan = self.scan.as_deref();
-        self.feedback.prepare(options, self.api, scan);
-        Ok(decision)
-    }
-
-    /// What the scan tells of the prompt. Model and `cache_salt` seed its hash chain: prompts that
-    /// differ in either never share a cache. Links stay in this process; the mark of the conversation
-    /// means the same everywhere, so that Envoys which share nothing agree on its home.
-    fn prompt<S: Store>(&self, router: &Router<S>, target: &Target) -> Option<PromptFacts> {
-        let scan = self.scan.as_ref()?;
-        let sent = match scan.model() {
-            Field::Text(model) => model,
-            _ => b"",
-        };
-        let model = target.rename.as_deref().map_or(sent, str::as_bytes);
-        let salt = scan.cache_salt().unwrap_or_default();
-        let seed = hash::mix(hash::hash(model), hash::hash(salt));
-        let prompt = scan.prompt();
-        Some(PromptFacts {
-            chain: prompt.chain(router.chain_seed(seed)).collect(),
-            bytes: prompt.bytes(),
-            conversation: prompt.conversation(seed),
-            streamed: scan.stream(),
-            output_tokens: scan.max_tokens(),
-            told: None,
-        })
-    }
-
-    /// What of the body is to be changed: the model's own name comes in the place of its alias, and what
-    /// clients have no say in goes, if all of it was read.
-    fn changes(&self, target: &Target) -> Vec<Change> {
-        let Some(scan) = &self.scan else {
-            return Vec::new();
-        };
-        let alias = scan.model_span().zip(target.rename.as_deref());
-        let rename = alias.map(|(span, name)| {
-            let bytes = json::string(name).into_bytes();
-            Change::At(Edit { span, bytes })
-        });
-        let owned = scan.is_complete() && scan.has_owned();
-        let owned = owned.then(disaggregation::owned_removed);
-        rename
-            .into_iter()
-            .chain(owned.into_iter().flatten())
-            .collect()
     }
 }
 
