@@ -5,10 +5,14 @@
 //! for users in docs/configuration.md, which a test holds against this module.
 
 mod admission;
+mod checks;
 mod disaggregation;
 mod endpoints;
 mod fleet;
+mod headers;
 mod kv_aware;
+mod limits;
+mod policy;
 mod pool;
 mod reader;
 mod status;
@@ -17,8 +21,11 @@ mod sync;
 pub use disaggregation::{Connector, Disaggregation};
 pub use endpoints::EndpointConfig;
 pub use fleet::{Polling, ScrapeOptions};
+pub use headers::HeaderNames;
 pub use kv_aware::{IndexKind, IndexOptions, KvAwareOptions};
-pub use pool::{PolicyConfig, PoolConfig};
+pub use limits::Limits;
+pub use policy::PolicyConfig;
+pub use pool::PoolConfig;
 pub use reader::ConfigError;
 pub use status::StatusOptions;
 pub use sync::SyncOptions;
@@ -26,12 +33,13 @@ pub use sync::SyncOptions;
 use crate::feedback::FeedbackOptions;
 use crate::fitness::HealthOptions;
 use crate::json::Value;
-use crate::prefix::table::{MOST_BYTES, SET_BYTES, SLOT_BYTES};
+use crate::prefix::table::{SET_BYTES, SLOT_BYTES};
 use crate::session::KeySource;
-use crate::workers::MAX_WORKERS;
+use checks::{check_pools, check_sources};
+use headers::{headers, key_source};
+use limits::{TABLE_RANGE, limits};
 use pool::pool;
-use reader::{Fields, Reader, list, text};
-use std::ops::RangeInclusive;
+use reader::{Reader, list, text};
 
 /// Most pools in one config; each is a label value of the metrics.
 pub const MAX_POOLS: usize = 64;
@@ -44,15 +52,6 @@ pub const MAX_LABELS: usize = 16;
 /// Most bytes of a label's value, and of a role.
 pub const MAX_LABEL_BYTES: usize = 256;
 
-/// Half of Envoy's default buffer limit of 1 MiB: body callbacks have been seen to grow by more
-/// than 0.5 MiB at a time, and what is held beyond the limit is answered 413 by Envoy.
-const HOLD_BYTES: u64 = 512 * 1024;
-/// Twenty missed heartbeats: a worker that only stalls keeps its column.
-const WORKER_EXPIRY_MS: u64 = 10_000;
-/// More than the hardware threads of any machine, twice over for a config change.
-const WORKERS: u64 = 256;
-/// From the smallest useful table to a share of the 1 GiB that Envoy grants a VM.
-const TABLE_RANGE: RangeInclusive<u64> = 64 * 1024..=MOST_BYTES as u64;
 /// Tokens of KV capacity for each entry of the table: a stored link stands for many chunks of a long
 /// prompt and for one of a short prompt.
 const TOKENS_PER_ENTRY: u64 = 200;
@@ -98,34 +97,6 @@ pub enum SteerBy {
     Headers,
     /// By the stream's filter state; other filters hold the headers and set them from it.
     FilterState,
-}
-
-/// Names of the headers that are read and set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeaderNames {
-    /// Ranked `ip:port` list for Envoy's `override_host` policy.
-    pub destination: String,
-    /// The upstream cluster, for routes with `cluster_header`.
-    pub cluster: String,
-    /// A client's choice of pool where the model does not decide.
-    pub pool: String,
-    /// Whether a request may be refused first.
-    pub priority: String,
-    /// Where a request id may be found, best first; for logs.
-    pub request_id: Vec<String>,
-}
-
-/// Bounds of what a request or a worker may take.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Most body bytes that are held and read before a decision.
-    pub hold_bytes: usize,
-    /// Age of the last heartbeat at which a worker counts as dead.
-    pub worker_expiry_ms: u64,
-    /// Most workers whose load is shared.
-    pub workers: usize,
-    /// Size of the prefix table of one worker; `None`: by the KV capacity of the engines.
-    pub prefix_table_bytes: Option<usize>,
 }
 
 impl Config {
@@ -274,193 +245,12 @@ fn root(reader: &mut Reader, value: &Value) -> Option<Config> {
     })
 }
 
-/// Checks what no pool can see alone: names that must be unique, and sums that are bounded.
-fn check_pools(reader: &mut Reader, pools: &[PoolConfig]) {
-    let mut any_model = None;
-    let mut endpoints = 0;
-    for (index, pool) in pools.iter().enumerate() {
-        let path = format!("config.pools[{index}]");
-        let earlier = || pools.iter().take(index);
-        endpoints += pool.listed_ranks();
-        check_ranks(reader, &path, pool, earlier());
-        if earlier().any(|other| other.name == pool.name) {
-            reader.error(
-                &format!("{path}.name"),
-                &pool.name.clone().into(),
-                "a name no other pool has",
-            );
-        }
-        for name in pool.served_names() {
-            if earlier().any(|other| other.served_names().contains(&name)) {
-                let want = "a model or alias that no other pool serves";
-                reader.error(&format!("{path}.models"), &name.into(), want);
-            }
-        }
-        if pool.served_names().is_empty() && !pool.prefills {
-            if let Some(first) = any_model {
-                let want = format!("`models`: pool `{first}` already takes every model");
-                reader.error(&format!("{path}.models"), &Value::Null, &want);
-            }
-            any_model = Some(&pool.name);
-        }
-    }
-    if endpoints > MAX_ENDPOINTS {
-        let want = format!("at most {MAX_ENDPOINTS} endpoints in all, each rank counted");
-        reader.error("config.pools", &endpoints.into(), &want);
-    }
-}
-
-/// An engine has as many ranks in each pool that lists it.
-fn check_ranks<'a>(
-    reader: &mut Reader,
-    path: &str,
-    pool: &PoolConfig,
-    earlier: impl Iterator<Item = &'a PoolConfig> + Clone,
-) {
-    for (index, one) in pool.endpoints.iter().enumerate() {
-        let mut others = earlier.clone().flat_map(|other| {
-            let same = other.endpoints.iter();
-            let same = same.filter(|it| it.address == one.address);
-            same.map(|it| other.ranks_of(it))
-        });
-        let ranks = pool.ranks_of(one);
-        if others.any(|other| other != ranks) {
-            let path = format!("{path}.endpoints.static[{index}].data_parallel_size");
-            let want = "the same as in the other pool that lists this address";
-            reader.error(&path, &ranks.map_or(Value::Null, Into::into), want);
-        }
-    }
-}
-
-/// A pool can ask only where somebody answers.
-fn check_sources(reader: &mut Reader, pools: &[PoolConfig], discovery: bool, scrape: bool) {
-    for (index, pool) in pools.iter().enumerate() {
-        let path = format!("config.pools[{index}]");
-        if pool.discovered && !discovery {
-            let want = "`static`, because `discovery` is off";
-            reader.error(&format!("{path}.endpoints"), &"envoy".into(), want);
-        }
-        if pool.policy.kv_aware().is_some() && !scrape {
-            let want = "another policy, because `scrape` is off: engines are asked for tokens by its cluster";
-            reader.error(&format!("{path}.policy"), &"kv_aware".into(), want);
-        }
-        if pool.discover_models && !scrape {
-            let want = "false, because `scrape` is off";
-            reader.error(&format!("{path}.discover_models"), &true.into(), want);
-        }
-    }
-}
-
-fn key_source(reader: &mut Reader, path: &str, value: &Value) -> Option<KeySource> {
-    let (kind, value) = reader.tagged(path, value, &["header", "cookie", "body"])?;
-    let name = text(reader, &format!("{path}.{kind}"), value)?;
-    match kind {
-        "header" => Some(KeySource::Header(name.to_ascii_lowercase())),
-        "cookie" => Some(KeySource::Cookie(name)),
-        _ => match crate::scan::ScanPlan::new(std::slice::from_ref(&name), false) {
-            Ok(_) => Some(KeySource::Body(name)),
-            Err(_) => {
-                reader.error(
-                    &format!("{path}.body"),
-                    value,
-                    "a JSON pointer such as `/user`",
-                );
-                None
-            }
-        },
-    }
-}
-
-impl Default for HeaderNames {
-    fn default() -> Self {
-        HeaderNames {
-            destination: "x-gateway-destination-endpoint".to_owned(),
-            cluster: "x-warmpath-cluster".to_owned(),
-            pool: "x-warmpath-pool".to_owned(),
-            priority: "x-warmpath-priority".to_owned(),
-            request_id: [
-                "x-request-id",
-                "x-correlation-id",
-                "x-trace-id",
-                "request-id",
-            ]
-            .map(str::to_owned)
-            .to_vec(),
-        }
-    }
-}
-
-fn headers(reader: &mut Reader, path: &str, value: &Value) -> Option<HeaderNames> {
-    let mut fields = reader.object(path, value)?;
-    let defaults = HeaderNames::default();
-    let mut name = |reader: &mut Reader, key, default| {
-        fields.optional(reader, key, header_name).unwrap_or(default)
-    };
-    let destination = name(reader, "destination", defaults.destination);
-    let cluster = name(reader, "cluster", defaults.cluster);
-    let pool = name(reader, "pool", defaults.pool);
-    let priority = name(reader, "priority", defaults.priority);
-    let request_id = fields
-        .optional(reader, "request_id", |reader, path, value| {
-            list(reader, path, value, 0..=16, header_name)
-        })
-        .unwrap_or(defaults.request_id);
-    fields.finish(reader);
-    Some(HeaderNames {
-        destination,
-        cluster,
-        pool,
-        priority,
-        request_id,
-    })
-}
-
 fn steer_by(reader: &mut Reader, path: &str, value: &Value) -> Option<SteerBy> {
     let (kind, value) = reader.tagged(path, value, &["headers", "filter_state"])?;
     reader.no_options(&format!("{path}.{kind}"), value);
     Some(match kind {
         "headers" => SteerBy::Headers,
         _ => SteerBy::FilterState,
-    })
-}
-
-fn header_name(reader: &mut Reader, path: &str, value: &Value) -> Option<String> {
-    let name = text(reader, path, value)?.to_ascii_lowercase();
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if name.len() <= 128 && name.bytes().all(legal) {
-        return Some(name);
-    }
-    reader.error(path, value, "a header name");
-    None
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            hold_bytes: HOLD_BYTES as usize,
-            worker_expiry_ms: WORKER_EXPIRY_MS,
-            workers: WORKERS as usize,
-            prefix_table_bytes: None,
-        }
-    }
-}
-
-fn limits(reader: &mut Reader, path: &str, value: &Value) -> Option<Limits> {
-    const HOLD: RangeInclusive<u64> = 1024..=256 * 1024 * 1024;
-    let mut fields: Fields = reader.object(path, value)?;
-    let hold_bytes = fields.count(reader, "hold_bytes", HOLD, HOLD_BYTES);
-    let worker_expiry_ms =
-        fields.count(reader, "worker_expiry_ms", 3000..=600_000, WORKER_EXPIRY_MS);
-    let workers = fields.count(reader, "workers", 1..=MAX_WORKERS as u64, WORKERS);
-    let prefix_table_bytes = fields
-        .optional_count(reader, "prefix_table_bytes", TABLE_RANGE, "by KV capacity")
-        .map(|bytes| bytes as usize);
-    fields.finish(reader);
-    Some(Limits {
-        prefix_table_bytes,
-        hold_bytes: hold_bytes as usize,
-        worker_expiry_ms,
-        workers: workers as usize,
     })
 }
 

@@ -1,6 +1,6 @@
 //! How the engines are found, watched and judged.
 
-use super::header_name;
+use super::headers::header_name;
 use super::reader::{Reader, text};
 use crate::feedback::FeedbackOptions;
 use crate::fitness::HealthOptions;

@@ -2,7 +2,7 @@
 
 use super::PolicyConfig;
 use super::endpoints::address;
-use super::pool::{policy, prefix};
+use super::policy::{policy, prefix};
 use super::reader::{Fields, Reader, text};
 use crate::json::Value;
 use crate::wire::MAX_NAME_BYTES;
