@@ -24,8 +24,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::envoy;
-use contestant::{Contestant, Peer, Setup, Variant, existing};
+use crate::subject::{Subject, existing};
+use contestant::{Contestant, Peer, Setup, Variant};
 use corpus::{Corpus, Style, Warmth};
+use process::Cpus;
 use report::{Cell, Round, Row};
 use upstream::Upstream;
 
@@ -37,15 +39,8 @@ const WARM_UP_CONNECTIONS: usize = 8;
 /// Arguments of the `bench` verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The Envoy binary.
-    #[arg(long)]
-    envoy: PathBuf,
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
-    /// The Envoy configuration to start from.
-    #[arg(long, default_value = "envoy/static.yaml")]
-    config: PathBuf,
+    #[command(flatten)]
+    subject: Subject,
     /// Policies of warmpath; each gets an Envoy of its own.
     #[arg(
         long,
@@ -92,15 +87,8 @@ pub struct Args {
     /// Worker threads of each Envoy.
     #[arg(long, default_value_t = 1)]
     envoy_concurrency: u32,
-    /// CPU that routers run on.
-    #[arg(long, default_value_t = 0)]
-    router_cpu: usize,
-    /// CPU that load and engines run on.
-    #[arg(long, default_value_t = 1)]
-    load_cpu: usize,
-    /// Let the system place everything.
-    #[arg(long)]
-    unpinned: bool,
+    #[command(flatten)]
+    cpus: Cpus,
     /// Ports of the four engines, for peers that must know them [default: free ones].
     #[arg(long, value_delimiter = ',')]
     engine_ports: Vec<u16>,
@@ -152,8 +140,8 @@ fn check(args: &Args) -> anyhow::Result<()> {
 
 async fn bench(args: &Args) -> anyhow::Result<()> {
     let setup = Setup {
-        binary: existing(&args.envoy)?,
-        config: existing(&args.config)?,
+        binary: existing(&args.subject.envoy)?,
+        config: existing(&args.subject.config)?,
         concurrency: args.envoy_concurrency,
         cpus: cpus(args)?,
     };
@@ -186,13 +174,11 @@ async fn bench(args: &Args) -> anyhow::Result<()> {
 
 /// The CPU of routers and that of everything else, unless there is only one.
 fn cpus(args: &Args) -> anyhow::Result<Option<(usize, usize)>> {
-    if args.unpinned {
-        return Ok(None);
-    }
-    if std::thread::available_parallelism()?.get() < 2 {
+    let pair = args.cpus.pair();
+    if pair.is_some() && std::thread::available_parallelism()?.get() < 2 {
         bail!("there is one CPU only: run with --unpinned, and distrust latencies");
     }
-    Ok(Some((args.router_cpu, args.load_cpu)))
+    Ok(pair)
 }
 
 /// The Envoys, the one that all are compared with first.
@@ -216,7 +202,7 @@ fn variants(args: &Args) -> anyhow::Result<Vec<(String, Variant)>> {
                 module: existing(module)?,
             })
         };
-        found.push((name.clone(), warmpath(&args.module)?));
+        found.push((name.clone(), warmpath(&args.subject.module)?));
         for module in &args.against {
             let build = module.file_stem().unwrap_or_default().display();
             found.push((format!("{name} ({build})"), warmpath(module)?));

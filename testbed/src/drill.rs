@@ -23,10 +23,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use serde_json::json;
 
+use crate::e2e::Setting;
 use crate::e2e::client::Transport;
 use crate::e2e::harness::Context;
-use crate::e2e::{Setting, existing};
 use crate::envoy;
+use crate::subject::{Subject, existing};
 use exchange::{Tally, recovery};
 use load::Load;
 use memory::Memory;
@@ -45,18 +46,11 @@ const NUMBERS: u64 = 1 << 32;
 /// Arguments of the `drill` verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The Envoy binary.
-    #[arg(long)]
-    envoy: PathBuf,
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
+    #[command(flatten)]
+    subject: Subject,
     /// The wasm module with the feature `trap`.
     #[arg(long)]
     trap_module: PathBuf,
-    /// The Envoy configuration to start from.
-    #[arg(long, default_value = "envoy/static.yaml")]
-    config: PathBuf,
     /// Numbers of Envoy worker threads; every fault strikes with each.
     #[arg(long, value_delimiter = ',', default_values_t = [2])]
     concurrency: Vec<u32>,
@@ -128,12 +122,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for &concurrency in &args.concurrency {
         let context = Context::new(Setting {
-            envoy: existing(&args.envoy)?,
-            runtime: "v8".to_owned(),
-            module: existing(&args.module)?,
             trap_module: existing(&args.trap_module)?,
-            config: existing(&args.config)?,
-            concurrency,
+            ..args.subject.setting(concurrency)?
         });
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

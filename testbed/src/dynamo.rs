@@ -15,9 +15,9 @@ use tokio::process::{Child, Command};
 use crate::e2e::client::{Call, Reply};
 use crate::e2e::conversation::{Conversation, text};
 use crate::e2e::harness::{Context, Stack, StackSpec, eventually, pool_mut};
-use crate::e2e::{Setting, existing};
 use crate::engine::KvEventsConfig;
 use crate::envoy::{self, port, stats};
+use crate::subject::{Subject, Workers};
 
 /// The model of the pool.
 const MODEL: &str = "llama-3-8b";
@@ -33,18 +33,10 @@ pub struct Args {
     /// A Python that has the package `ai-dynamo-runtime`.
     #[arg(long)]
     python: PathBuf,
-    /// The Envoy binary.
-    #[arg(long)]
-    envoy: PathBuf,
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
-    /// The Envoy configuration to start from.
-    #[arg(long, default_value = "envoy/static.yaml")]
-    config: PathBuf,
-    /// Worker threads of Envoy.
-    #[arg(long, default_value_t = 2)]
-    concurrency: u32,
+    #[command(flatten)]
+    subject: Subject,
+    #[command(flatten)]
+    workers: Workers,
 }
 
 /// Runs the `kv-index` verb.
@@ -56,14 +48,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let context = Context::new(Setting {
-        envoy: existing(&args.envoy)?,
-        runtime: "v8".to_owned(),
-        module: existing(&args.module)?,
-        trap_module: existing(&args.module)?,
-        config: existing(&args.config)?,
-        concurrency: args.concurrency,
-    });
+    let context = Context::new(args.subject.setting(args.workers.concurrency)?);
     let shown = runtime.block_on(show(&context, &args));
     shown.with_context(|| context.journal())
 }

@@ -59,6 +59,7 @@ use anyhow::Context as _;
 use libtest_mimic::{Conclusion, Failed, Trial};
 
 use crate::envoy;
+use crate::subject::existing;
 use harness::Context;
 use record::{Entry, Record};
 
@@ -258,8 +259,3 @@ macro_rules! named {
     };
 }
 use named;
-
-pub(crate) fn existing(path: &Path) -> anyhow::Result<PathBuf> {
-    path.canonicalize()
-        .with_context(|| format!("{} does not exist", path.display()))
-}

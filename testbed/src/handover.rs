@@ -17,9 +17,10 @@ use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::bench::process::pin_this_thread;
+use crate::bench::process::{Cpus, pin_this_thread};
 use crate::engine::Connector;
 use crate::envoy;
+use crate::subject::Subject;
 use calls::{Direct, warmpath};
 use stack::Stack;
 
@@ -28,16 +29,10 @@ const WARM_UP: u32 = 50;
 
 /// Arguments of the `handover` verb.
 #[derive(clap::Args)]
+#[command(mut_arg("config", |it| it.default_value("envoy/disaggregation.yaml")))]
 pub struct Args {
-    /// The Envoy binary.
-    #[arg(long)]
-    envoy: PathBuf,
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
-    /// The Envoy configuration to start from.
-    #[arg(long, default_value = "envoy/disaggregation.yaml")]
-    config: PathBuf,
+    #[command(flatten)]
+    subject: Subject,
     /// How KV travels; each has engines and Envoys of its own.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "nixl")]
     connector: Vec<Connector>,
@@ -50,15 +45,8 @@ pub struct Args {
     /// Rounds; what is reported is their median.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// CPU that Envoys run on.
-    #[arg(long, default_value_t = 0)]
-    router_cpu: usize,
-    /// CPU that client and engines run on.
-    #[arg(long, default_value_t = 1)]
-    load_cpu: usize,
-    /// Let the system place everything.
-    #[arg(long)]
-    unpinned: bool,
+    #[command(flatten)]
+    cpus: Cpus,
     /// Write the figures of every round into this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -93,8 +81,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn measure(args: &Args) -> anyhow::Result<()> {
-    if !args.unpinned {
-        pin_this_thread(args.load_cpu)?;
+    if let Some((_, load_cpu)) = args.cpus.pair() {
+        pin_this_thread(load_cpu)?;
     }
     let mut rounds = Vec::new();
     print!("{}", heading());

@@ -15,8 +15,7 @@ mod variant;
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
-
+use crate::module::Built;
 pub use layout::Layout;
 pub use trial::{Args as TrialArgs, run as run_trial};
 use variant::Variant;
@@ -27,9 +26,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Arguments of the `image` verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
+    #[command(flatten)]
+    module: Built,
     /// The folder to write. What is there is replaced.
     #[arg(long)]
     out: PathBuf,
@@ -43,8 +41,7 @@ pub struct Args {
 
 /// Writes the layout and prints the references to what is in it.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let module = std::fs::read(&args.module);
-    let module = module.with_context(|| format!("reading {}", args.module.display()))?;
+    let module = args.module.read()?;
     let variants = match args.variant.is_empty() {
         true => Variant::ALL.to_vec(),
         false => args.variant,
@@ -97,7 +94,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("module.wasm"), module()).unwrap();
         run(Args {
-            module: folder.path().join("module.wasm"),
+            module: Built {
+                module: folder.path().join("module.wasm"),
+            },
             out: folder.path().join("image"),
             variant: Vec::new(),
             repository: "registry.example/warmpath".to_owned(),

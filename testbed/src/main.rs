@@ -29,6 +29,7 @@ mod server;
 mod sim;
 mod soak;
 mod store;
+mod subject;
 mod trace;
 mod up;
 mod validate;

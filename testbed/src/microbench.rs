@@ -5,7 +5,6 @@
 //! Envoy time is taken by the module itself, around all iterations of a run, so neither HTTP nor the
 //! border of the VM is in it.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -14,6 +13,7 @@ use warmpath_bench::{Case, Work, all};
 
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
 use crate::envoy::{self, Envoy, Launch, port};
+use crate::subject::Subject;
 
 /// Runs before the length of a run is settled: V8 compiles in the background what is called often.
 const LEAST_WARM_UPS: usize = 3;
@@ -22,16 +22,10 @@ const MOST_WARM_UPS: usize = 40;
 
 /// Arguments of the `microbench` verb.
 #[derive(clap::Args)]
+#[command(mut_arg("module", |it| it.help("The wasm module of `warmpath-bench`")))]
 pub struct Args {
-    /// The Envoy binary.
-    #[arg(long)]
-    envoy: PathBuf,
-    /// The wasm module of `warmpath-bench`.
-    #[arg(long)]
-    module: PathBuf,
-    /// The Envoy configuration to start from.
-    #[arg(long, default_value = "envoy/static.yaml")]
-    config: PathBuf,
+    #[command(flatten)]
+    subject: Subject,
     /// Only the cases whose name contains this.
     #[arg(long, default_value = "")]
     case: String,
@@ -58,7 +52,7 @@ async fn measure_all(args: &Args) -> anyhow::Result<()> {
     let named = |case: &Case| case.to_string().contains(&args.case);
     let cases: Vec<Case> = all().into_iter().filter(named).collect();
     ensure!(!cases.is_empty(), "no case is called `{}`", args.case);
-    let inside = Inside::start(args).await?;
+    let inside = Inside::start(&args.subject).await?;
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {eta} left  {msg}")?;
     let bar = ProgressBar::new(cases.len() as u64).with_style(style);
     let mut table = vec![HEADING.map(str::to_owned)];
@@ -150,8 +144,8 @@ struct Run {
 }
 
 impl Inside {
-    async fn start(args: &Args) -> anyhow::Result<Self> {
-        let mut bootstrap = Bootstrap::load(&args.config)?;
+    async fn start(subject: &Subject) -> anyhow::Result<Self> {
+        let mut bootstrap = Bootstrap::load(&subject.config)?;
         let listener = port::reserve()?;
         bootstrap.set_addresses(Addresses {
             listener,
@@ -160,13 +154,13 @@ impl Inside {
         })?;
         bootstrap.stop_health_checks()?;
         bootstrap.set_module(
-            &args
+            &subject
                 .module
                 .canonicalize()
-                .with_context(|| format!("finding the module {}", args.module.display()))?,
+                .with_context(|| format!("finding the module {}", subject.module.display()))?,
         );
         let launch = Launch {
-            binary: args.envoy.clone(),
+            binary: subject.envoy.clone(),
             bootstrap,
             concurrency: 1,
             component_log_level: String::new(),

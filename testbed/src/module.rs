@@ -4,7 +4,7 @@
 //! import from anywhere else is an error. So is a path of the machine that built it: with one, another
 //! machine would build other bytes. Linear in the size of the module.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use wasmparser::{Parser, Payload};
@@ -28,11 +28,32 @@ pub struct Args {
     file: PathBuf,
 }
 
+/// The module that was built, for other verbs.
+#[derive(clap::Args)]
+pub struct Built {
+    /// The wasm module.
+    #[arg(long)]
+    pub module: PathBuf,
+}
+
+impl Built {
+    /// The bytes of the file.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(&self) -> anyhow::Result<Vec<u8>> {
+        read(&self.module)
+    }
+}
+
+fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(file).with_context(|| format!("reading {}", file.display()))
+}
+
 /// Prints size and imports of a module. Fails if it is not one, imports from outside `env`, or holds a
 /// path of the machine that built it.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let bytes =
-        std::fs::read(&args.file).with_context(|| format!("reading {}", args.file.display()))?;
+    let bytes = read(&args.file)?;
     let imports = imports(&bytes).with_context(|| format!("parsing {}", args.file.display()))?;
     println!(
         "{}: {} bytes ({:.1} KB)",

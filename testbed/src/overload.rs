@@ -21,9 +21,9 @@ use clap::ValueEnum;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::bench::contestant::existing;
 use crate::envoy;
 use crate::model::ModelParams;
+use crate::subject::{Subject, Workers, existing};
 use capacity::Fleet;
 use clients::Offer;
 use report::{Run, Window};
@@ -50,21 +50,13 @@ enum Admission {
 /// Arguments of the `overload` verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The Envoy binary.
-    #[arg(long)]
-    envoy: PathBuf,
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
-    /// The Envoy configuration to start from.
-    #[arg(long, default_value = "envoy/static.yaml")]
-    config: PathBuf,
+    #[command(flatten)]
+    subject: Subject,
     /// Engines in the pool.
     #[arg(long, default_value_t = 4)]
     engines: usize,
-    /// Worker threads of Envoy.
-    #[arg(long, default_value_t = 2)]
-    concurrency: u32,
+    #[command(flatten)]
+    workers: Workers,
     /// What is offered, in multiples of the pool's capacity.
     #[arg(long, value_delimiter = ',', default_value = "1,3")]
     loads: Vec<f64>,
@@ -140,10 +132,10 @@ impl Plan {
         };
         let queue_s = QUEUE_SHARE * args.ttft;
         Ok(Self {
-            envoy: existing(&args.envoy)?,
-            module: existing(&args.module)?,
-            config: existing(&args.config)?,
-            workers: args.concurrency.max(1),
+            envoy: existing(&args.subject.envoy)?,
+            module: existing(&args.subject.module)?,
+            config: existing(&args.subject.config)?,
+            workers: args.workers.concurrency.max(1),
             max_requests: args.max_requests.unwrap_or(params.max_num_seqs),
             max_queued_tokens: args
                 .max_queued_tokens
@@ -158,7 +150,7 @@ impl Plan {
             fleet: Fleet {
                 engines: args.engines,
                 params,
-                workers: args.concurrency.max(1) as usize,
+                workers: args.workers.concurrency.max(1) as usize,
                 ttft_s: args.ttft,
                 requests: CALIBRATION_REQUESTS,
                 seed: args.seed,

@@ -11,6 +11,7 @@ use anyhow::{Context as _, ensure};
 use crate::archive::{self, File};
 use crate::digest::sha256;
 use crate::image::{self, VERSION};
+use crate::module::Built;
 use crate::sbom;
 
 /// Sources that are published as they are, and their names there.
@@ -28,9 +29,8 @@ const SUMS: &str = "SHA256SUMS";
 /// Arguments of the `release` verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
+    #[command(flatten)]
+    module: Built,
     /// The folder to fill. It must be empty or missing.
     #[arg(long)]
     out: PathBuf,
@@ -38,8 +38,7 @@ pub struct Args {
 
 /// Fills the folder from the sources in the current folder, and prints what is in it.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let module = std::fs::read(&args.module);
-    let module = module.with_context(|| format!("reading {}", args.module.display()))?;
+    let module = args.module.read()?;
     let files = files(Path::new("."), &module)?;
     write(&files, &args.out)?;
     for (name, content) in files.iter().filter(|(name, _)| !name.contains('/')) {

@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::bench::contestant::existing;
 use crate::envoy;
 use crate::sim::parse_tokens;
 use crate::sim::policy::Spec;
 use crate::sim::world::{self, Scenario};
 use crate::store::Binaries;
+use crate::subject::{Subject, existing};
 use clients::Clients;
 pub(crate) use clients::{body, client};
 use report::{Comparison, Figures};
@@ -35,15 +35,8 @@ use stack::Stack;
 /// Arguments of the `replay` verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The Envoy binary.
-    #[arg(long)]
-    envoy: PathBuf,
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
-    /// The Envoy configuration to start from.
-    #[arg(long, default_value = "envoy/static.yaml")]
-    config: PathBuf,
+    #[command(flatten)]
+    subject: Subject,
     /// Trace to run (.jsonl.zst).
     #[arg(long)]
     trace: PathBuf,
@@ -158,9 +151,9 @@ pub(crate) fn plan(args: &Args) -> anyhow::Result<Plan> {
         kv_tokens: args.kv_tokens,
     };
     Ok(Plan {
-        envoy: existing(&args.envoy)?,
-        module: existing(&args.module)?,
-        config: existing(&args.config)?,
+        envoy: existing(&args.subject.envoy)?,
+        module: existing(&args.subject.module)?,
+        config: existing(&args.subject.config)?,
         slice: Slice::cut(&args.trace, args.skip, args.requests, &load, args.seed)?,
         policy: Spec::parse(&args.policy)?,
         kv_index: args.kv_index,

@@ -12,6 +12,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
 use crate::digest::sha256;
+use crate::module::Built;
 
 const PACKAGE: &str = "warmpath";
 const PLATFORM: &str = "wasm32-unknown-unknown";
@@ -19,9 +20,8 @@ const PLATFORM: &str = "wasm32-unknown-unknown";
 /// Arguments of the `sbom` verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
+    #[command(flatten)]
+    module: Built,
     /// The file to write.
     #[arg(long)]
     out: PathBuf,
@@ -29,8 +29,7 @@ pub struct Args {
 
 /// Writes the document of a module that was built from the sources in the current folder.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let module = std::fs::read(&args.module);
-    let module = module.with_context(|| format!("reading {}", args.module.display()))?;
+    let module = args.module.read()?;
     let (text, crates) = of_module(Path::new("."), &module)?;
     std::fs::write(&args.out, text).with_context(|| format!("writing {}", args.out.display()))?;
     println!("{}: {crates} crates", args.out.display());

@@ -18,12 +18,12 @@ use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::bench::contestant::existing;
 use crate::bench::process::Process;
 use crate::bench::upstream::Upstream;
 use crate::engine::{Engine, EngineConfig};
 use crate::envoy::shipped::{self, Pool};
 use crate::envoy::{self, Envoy, Launch, stats};
+use crate::subject::{Subject, Workers, existing};
 use messages::{Kind, Messages, PREFIX_MODEL};
 use series::{Sample, Series};
 
@@ -40,15 +40,8 @@ const OWN_METRICS: &str = "wasmcustom.";
 /// Arguments of the `soak` verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The Envoy binary.
-    #[arg(long)]
-    envoy: PathBuf,
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
-    /// The Envoy configuration to start from.
-    #[arg(long, default_value = "envoy/static.yaml")]
-    config: PathBuf,
+    #[command(flatten)]
+    subject: Subject,
     /// Requests of all kinds.
     #[arg(long, default_value_t = 300_000)]
     requests: u64,
@@ -58,9 +51,8 @@ pub struct Args {
     /// Requests under way at a time.
     #[arg(long, default_value_t = 16)]
     connections: usize,
-    /// Worker threads of Envoy.
-    #[arg(long, default_value_t = 2)]
-    concurrency: u32,
+    #[command(flatten)]
+    workers: Workers,
     /// Seed of the requests.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -140,13 +132,16 @@ impl Stack {
                 options: json!({"policy": "consistent_hash"}),
             },
         ];
-        let (config, module) = (existing(&args.config)?, existing(&args.module)?);
+        let (config, module) = (
+            existing(&args.subject.config)?,
+            existing(&args.subject.module)?,
+        );
         let bootstrap = shipped::over(&config, &module, &pools)?;
         let listener = bootstrap.addresses()?.listener;
         let envoy = Envoy::start(Launch {
-            binary: existing(&args.envoy)?,
+            binary: existing(&args.subject.envoy)?,
             bootstrap,
-            concurrency: args.concurrency.max(1),
+            concurrency: args.workers.concurrency.max(1),
             component_log_level: String::new(),
         });
         let stack = Self {

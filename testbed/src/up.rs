@@ -7,7 +7,7 @@ mod guide;
 mod plan;
 mod progress;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -15,6 +15,7 @@ use anyhow::{Context, bail, ensure};
 use crate::engine::Engine;
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
 use crate::envoy::{Envoy, Launch, end_signal, port};
+use crate::subject::{Subject, Workers};
 use plan::{Plan, PlannedEngine};
 use progress::Progress;
 
@@ -26,18 +27,10 @@ const SIGNAL_GRACE: Duration = Duration::from_millis(500);
 /// Arguments of the `up` verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The Envoy binary.
-    #[arg(long)]
-    envoy: PathBuf,
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
-    /// The Envoy configuration.
-    #[arg(long, default_value = "envoy/static.yaml")]
-    config: PathBuf,
-    /// Envoy's worker threads.
-    #[arg(long, default_value_t = 2)]
-    concurrency: u32,
+    #[command(flatten)]
+    subject: Subject,
+    #[command(flatten)]
+    workers: Workers,
     /// How fast the engines' time runs: 1 is the pace of a real GPU, 0 answers at once.
     #[arg(long, default_value_t = 1.0)]
     time_scale: f64,
@@ -64,32 +57,34 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn serve(args: Args) -> anyhow::Result<()> {
-    let module = args
-        .module
-        .canonicalize()
-        .with_context(|| format!("no module at {}: run `make build`", args.module.display()))?;
-    let mut bootstrap = Bootstrap::load(&args.config)?;
+    let module = args.subject.module.canonicalize().with_context(|| {
+        format!(
+            "no module at {}: run `make build`",
+            args.subject.module.display()
+        )
+    })?;
+    let mut bootstrap = Bootstrap::load(&args.subject.config)?;
     bootstrap.set_module(&module);
     let addresses = bootstrap.addresses()?;
     let plan = Plan::of(&bootstrap.plugin()?)?;
-    check_ports(&plan, addresses, &args.config)?;
+    check_ports(&plan, addresses, &args.subject.config)?;
 
     let progress = Progress::start("model engines");
     let _engines = start_engines(&plan.engines, args.time_scale).await?;
     progress.done(&engines_line(&plan.engines));
     let progress = Progress::start("Envoy, which compiles the module");
     let launch = Launch {
-        binary: args.envoy,
+        binary: args.subject.envoy,
         bootstrap,
-        concurrency: args.concurrency,
+        concurrency: args.workers.concurrency,
         component_log_level: "wasm:info".to_owned(),
     };
     let mut envoy = Envoy::start(launch)
         .await
-        .with_context(|| format!("with {}", args.config.display()))?;
+        .with_context(|| format!("with {}", args.subject.config.display()))?;
     progress.done(&format!(
         "Envoy    {}, admin interface {}, {} workers",
-        addresses.listener, addresses.admin, args.concurrency
+        addresses.listener, addresses.admin, args.workers.concurrency
     ));
     println!("{}", guide::text(&plan, addresses));
     watch(&mut envoy).await

@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::bench::contestant::existing;
 use crate::e2e::client::Client;
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
 use crate::envoy::{self, Envoy, Launch, port};
+use crate::subject::{Subject, Workers, existing};
 
 /// The pool, and its cluster in the shipped configuration.
 const POOL: &str = "llama";
@@ -46,21 +46,13 @@ pub struct Args {
     /// A running engine with data-parallel ranks.
     #[arg(long)]
     ranked: Option<SocketAddr>,
-    /// The Envoy binary.
-    #[arg(long)]
-    envoy: PathBuf,
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
-    /// The Envoy configuration to start from.
-    #[arg(long, default_value = "envoy/static.yaml")]
-    config: PathBuf,
+    #[command(flatten)]
+    subject: Subject,
     /// The one for a prefill and a decode engine.
     #[arg(long, default_value = "envoy/disaggregation.yaml")]
     disaggregation: PathBuf,
-    /// Worker threads of Envoy.
-    #[arg(long, default_value_t = 2)]
-    concurrency: u32,
+    #[command(flatten)]
+    workers: Workers,
     /// Turns of the conversation.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..))]
     turns: u32,
@@ -128,9 +120,9 @@ impl Stack {
         let model = model_of(&http, *first).await?;
         let listener = bootstrap.addresses()?.listener;
         let envoy = Envoy::start(Launch {
-            binary: existing(&args.envoy)?,
+            binary: existing(&args.subject.envoy)?,
             bootstrap,
-            concurrency: args.concurrency,
+            concurrency: args.workers.concurrency,
             component_log_level: "wasm:info".to_owned(),
         });
         Ok(Self {
@@ -168,14 +160,14 @@ impl Stack {
 
 /// The shipped configuration, with a pool that is told nothing of its engines.
 fn bootstrap(args: &Args) -> anyhow::Result<Bootstrap> {
-    let mut bootstrap = Bootstrap::load(&existing(&args.config)?)?;
+    let mut bootstrap = Bootstrap::load(&existing(&args.subject.config)?)?;
     bootstrap.set_addresses(Addresses {
         listener: port::reserve()?,
         admin: port::reserve()?,
         status: None,
     })?;
     bootstrap.set_endpoints(POOL, &args.engines)?;
-    bootstrap.set_module(&existing(&args.module)?);
+    bootstrap.set_module(&existing(&args.subject.module)?);
     let plugin = json!({
         "pools": [{
             "name": POOL,

@@ -5,11 +5,11 @@
 //! alone, and in that its cluster balances by itself.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::corpus::MODEL;
@@ -316,17 +316,10 @@ fn edit(
     Bootstrap::load(file.path())
 }
 
-/// An existing file; routers run in folders of their own, so its path is made absolute.
-pub fn existing(path: &Path) -> anyhow::Result<PathBuf> {
-    match path.canonicalize() {
-        Ok(path) => Ok(path),
-        Err(_) => bail!("{} does not exist", path.display()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn config(variant: &Variant) -> String {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -11,6 +11,27 @@ use anyhow::{Context, anyhow};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+/// Which CPUs a measurement uses.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Cpus {
+    /// CPU that routers run on.
+    #[arg(long, default_value_t = 0)]
+    router_cpu: usize,
+    /// CPU that everything else runs on: load, engines and, where there is one, the store.
+    #[arg(long, default_value_t = 1)]
+    load_cpu: usize,
+    /// Let the system place everything.
+    #[arg(long)]
+    unpinned: bool,
+}
+
+impl Cpus {
+    /// The CPU of routers and that of everything else, unless the system places them.
+    pub fn pair(&self) -> Option<(usize, usize)> {
+        (!self.unpinned).then_some((self.router_cpu, self.load_cpu))
+    }
+}
+
 /// A process that is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Process {

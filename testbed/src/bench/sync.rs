@@ -16,27 +16,22 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use serde_json::json;
 
-use super::contestant::{Setup, existing};
+use super::contestant::Setup;
 use super::corpus::{Corpus, Style, Warmth};
+use super::process::Cpus;
 use super::upstream::Upstream;
 use super::{ENGINES, parse_bytes, process, progress};
 use crate::envoy;
 use crate::store::Binaries;
+use crate::subject::{Subject, existing};
 use fleet::Fleet;
 use report::Round;
 
 /// Arguments of the `bench-sync` verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The Envoy binary.
-    #[arg(long)]
-    envoy: PathBuf,
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
-    /// The Envoy configuration to start from.
-    #[arg(long, default_value = "envoy/static.yaml")]
-    config: PathBuf,
+    #[command(flatten)]
+    subject: Subject,
     /// Requests per second of each Envoy; as many Envoys as figures.
     #[arg(long, value_delimiter = ',', default_value = "1000,1000,1000")]
     rates: Vec<u32>,
@@ -61,15 +56,8 @@ pub struct Args {
     /// Worker threads of each Envoy.
     #[arg(long, default_value_t = 1)]
     envoy_concurrency: u32,
-    /// CPU that Envoys run on.
-    #[arg(long, default_value_t = 0)]
-    router_cpu: usize,
-    /// CPU that load, engines and the store run on.
-    #[arg(long, default_value_t = 1)]
-    load_cpu: usize,
-    /// Let the system place everything.
-    #[arg(long)]
-    unpinned: bool,
+    #[command(flatten)]
+    cpus: Cpus,
     /// Write every figure of every round into this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -99,10 +87,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 async fn bench(args: &Args) -> anyhow::Result<()> {
     let setup = Setup {
-        binary: existing(&args.envoy)?,
-        config: existing(&args.config)?,
+        binary: existing(&args.subject.envoy)?,
+        config: existing(&args.subject.config)?,
         concurrency: args.envoy_concurrency,
-        cpus: (!args.unpinned).then_some((args.router_cpu, args.load_cpu)),
+        cpus: args.cpus.pair(),
     };
     if let Some((_, load_cpu)) = setup.cpus {
         process::pin_this_thread(load_cpu)?;

@@ -20,27 +20,19 @@ use clap::ValueEnum as _;
 use serde_json::json;
 
 use crate::e2e::harness::Context;
-use crate::e2e::{Setting, existing};
 use crate::envoy;
 use crate::store::Binaries;
+use crate::subject::{Subject, Workers};
 use fault::Fault;
 use fleet::Fleet;
 
 /// Arguments of the `drill-scale` verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The Envoy binary.
-    #[arg(long)]
-    envoy: PathBuf,
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
-    /// The Envoy configuration to start from.
-    #[arg(long, default_value = "envoy/static.yaml")]
-    config: PathBuf,
-    /// Worker threads of each Envoy.
-    #[arg(long, default_value_t = 2)]
-    concurrency: u32,
+    #[command(flatten)]
+    subject: Subject,
+    #[command(flatten)]
+    workers: Workers,
     /// Envoys that share.
     #[arg(long, default_value_t = 3)]
     envoys: usize,
@@ -104,15 +96,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         margin: seconds(1, 10),
         soon: seconds(1, 5),
     };
-    let module = existing(&args.module)?;
-    let context = Context::new(Setting {
-        envoy: existing(&args.envoy)?,
-        runtime: "v8".to_owned(),
-        trap_module: module.clone(),
-        module,
-        config: existing(&args.config)?,
-        concurrency: args.concurrency,
-    });
+    let context = Context::new(args.subject.setting(args.workers.concurrency)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -125,7 +109,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             "seed": plan.seed,
             "clients": plan.clients,
             "envoys": args.envoys,
-            "workers": args.concurrency,
+            "workers": args.workers.concurrency,
             "rows": rows,
         });
         std::fs::write(file, serde_json::to_vec_pretty(&document)?)

@@ -10,22 +10,22 @@ mod shipped;
 mod strangers;
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use libtest_mimic::Trial;
 use serde_json::json;
 use tokio::sync::Mutex;
 
+use super::Case;
 use super::client::{Call, Reply};
 use super::conversation::text;
 use super::harness::{Context, Stack, StackSpec, eventually};
 use super::record::Record;
 use super::replica::Replica;
 use super::workers::seed;
-use super::{Case, Setting, existing};
 use crate::envoy;
 use crate::store::{self, Binaries, Store};
+use crate::subject::{Subject, Workers};
 
 /// How often Envoys tell and ask.
 const INTERVAL_MS: u64 = 100;
@@ -36,18 +36,10 @@ const AHEAD: usize = 20;
 /// Arguments of the `e2e-scale` verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The Envoy binary.
-    #[arg(long)]
-    envoy: PathBuf,
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
-    /// The Envoy configuration that tests start from.
-    #[arg(long, default_value = "envoy/static.yaml")]
-    config: PathBuf,
-    /// Worker threads of each Envoy.
-    #[arg(long, default_value_t = 2)]
-    concurrency: u32,
+    #[command(flatten)]
+    subject: Subject,
+    #[command(flatten)]
+    workers: Workers,
     #[command(flatten)]
     binaries: Binaries,
     #[command(flatten)]
@@ -69,14 +61,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let record = Arc::new(Record::default());
     let mut trials = Vec::new();
     for case in cases(&args) {
-        let setting = Setting {
-            envoy: existing(&args.envoy)?,
-            runtime: "v8".to_owned(),
-            module: existing(&args.module)?,
-            trap_module: existing(&args.module)?,
-            config: existing(&args.config)?,
-            concurrency: args.concurrency,
-        };
+        let setting = args.subject.setting(args.workers.concurrency)?;
         let (name, record) = (case.name.clone(), Arc::clone(&record));
         let run = move || case.run(case.name.clone(), setting, &record);
         trials.push(Trial::test(name, run).with_ignored_flag(missing));

@@ -6,12 +6,12 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use super::Args;
-use crate::bench::contestant::existing;
 use crate::bench::process::pin_this_thread;
 use crate::e2e::client::Client;
 use crate::engine::{Connector, Disaggregation, Engine, EngineConfig, Role};
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
 use crate::envoy::{Envoy, Launch, port};
+use crate::subject::existing;
 
 /// Their clusters, and warmpath's pools.
 pub(super) const DECODE: &str = "llama";
@@ -34,7 +34,7 @@ impl Stack {
     pub(super) async fn start(args: &Args, connector: Connector) -> anyhow::Result<Self> {
         let prefill = engine(PREFILL, connector, Role::Prefill).await?;
         let decode = engine(DECODE, connector, Role::Decode).await?;
-        let config = existing(&args.config)?;
+        let config = existing(&args.subject.config)?;
         let configure = || -> anyhow::Result<Bootstrap> {
             let mut bootstrap = Bootstrap::load(&config)?;
             bootstrap.set_addresses(Addresses {
@@ -48,7 +48,7 @@ impl Stack {
             Ok(bootstrap)
         };
         let mut routed = configure()?;
-        routed.set_module(&existing(&args.module)?);
+        routed.set_module(&existing(&args.subject.module)?);
         let plugin = plugin(connector, &prefill, &decode).to_string();
         routed.set_plugin_text(&plugin);
         let mut bare = configure()?;
@@ -96,18 +96,19 @@ async fn engine(name: &str, connector: Connector, role: Role) -> anyhow::Result<
 
 async fn launch(args: &Args, bootstrap: Bootstrap) -> anyhow::Result<Envoy> {
     let launch = Launch {
-        binary: existing(&args.envoy)?,
+        binary: existing(&args.subject.envoy)?,
         bootstrap,
         concurrency: 1,
         component_log_level: String::new(),
     };
     // Envoy inherits the CPU of the thread that starts it, for all its threads.
-    if !args.unpinned {
-        pin_this_thread(args.router_cpu)?;
+    let cpus = args.cpus.pair();
+    if let Some((router_cpu, _)) = cpus {
+        pin_this_thread(router_cpu)?;
     }
     let envoy = Envoy::start(launch).await;
-    if !args.unpinned {
-        pin_this_thread(args.load_cpu)?;
+    if let Some((_, load_cpu)) = cpus {
+        pin_this_thread(load_cpu)?;
     }
     envoy
 }

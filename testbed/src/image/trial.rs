@@ -15,13 +15,13 @@ use super::push::Repository;
 use super::{Layout, of_release};
 use crate::e2e::harness::eventually;
 use crate::envoy::port;
+use crate::module::Built;
 
 /// Arguments of the `image-registry-test` verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The wasm module.
-    #[arg(long)]
-    module: PathBuf,
+    #[command(flatten)]
+    module: Built,
     /// Docker's registry.
     #[arg(long)]
     registry: PathBuf,
@@ -35,8 +35,7 @@ pub struct Args {
 /// # Errors
 /// Something does not start, refuses the image, or gives back another.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let module = std::fs::read(&args.module);
-    let module = module.with_context(|| format!("reading {}", args.module.display()))?;
+    let module = args.module.read()?;
     let layout = of_release(&module)?;
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {

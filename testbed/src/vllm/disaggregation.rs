@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use super::page::count;
 use super::steps::fresh;
 use super::{Args, Stack, eventually, model_of};
-use crate::bench::contestant::existing;
 use crate::e2e::client::Call;
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
 use crate::envoy::port;
+use crate::subject::existing;
 
 const DECODE: &str = "llama";
 const PREFILL: &str = "llama-prefill";
@@ -35,7 +35,7 @@ pub(super) async fn bootstrap(
     })?;
     bootstrap.set_endpoints(PREFILL, &[prefill])?;
     bootstrap.set_endpoints(DECODE, &[decode])?;
-    bootstrap.set_module(&existing(&args.module)?);
+    bootstrap.set_module(&existing(&args.subject.module)?);
     let http = reqwest::Client::builder().no_proxy().build()?;
     let model = model_of(&http, decode).await?;
     let endpoints = |address: SocketAddr| json!({"static": [{"address": address.to_string()}]});

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use super::page::{count, sum};
 use super::steps::fresh;
 use super::{Args, POOL, Stack, eventually};
-use crate::bench::contestant::existing;
 use crate::e2e::client::Call;
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
 use crate::envoy::port;
+use crate::subject::existing;
 
 /// Conversations, and turns of each.
 const TALKS: usize = 6;
@@ -20,14 +20,14 @@ const TURNS: usize = 4;
 
 /// The shipped configuration, with a pool that is told nothing of the engine's ranks.
 pub(super) fn bootstrap(args: &Args, engine: SocketAddr) -> anyhow::Result<Bootstrap> {
-    let mut bootstrap = Bootstrap::load(&existing(&args.config)?)?;
+    let mut bootstrap = Bootstrap::load(&existing(&args.subject.config)?)?;
     bootstrap.set_addresses(Addresses {
         listener: port::reserve()?,
         admin: port::reserve()?,
         status: None,
     })?;
     bootstrap.set_endpoints(POOL, &[engine])?;
-    bootstrap.set_module(&existing(&args.module)?);
+    bootstrap.set_module(&existing(&args.subject.module)?);
     let plugin = json!({
         "pools": [{
             "name": POOL,

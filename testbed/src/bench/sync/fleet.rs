@@ -9,13 +9,14 @@ use serde_json::json;
 
 use super::report::Round;
 use super::{Args, rate};
-use crate::bench::contestant::{Setup, Variant, configure, existing};
+use crate::bench::contestant::{Setup, Variant, configure};
 use crate::bench::corpus::Corpus;
 use crate::bench::load;
 use crate::bench::process::{Process, pin_this_thread};
 use crate::e2e::harness::eventually;
 use crate::envoy::{Envoy, Launch, stats};
 use crate::store::{self, CLUSTER, Store};
+use crate::subject::existing;
 
 /// Webdis processes.
 const FRONTS: usize = 2;
@@ -59,7 +60,7 @@ impl Fleet {
         };
         let variant = Variant::Warmpath {
             policy: json!({"prefix": {"kv_tokens": args.kv_tokens}}),
-            module: existing(&args.module)?,
+            module: existing(&args.subject.module)?,
         };
         let mut members = Vec::new();
         for _ in &args.rates {
