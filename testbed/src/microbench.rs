@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use warmpath_bench::{Case, Work, all};
 
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
-use crate::envoy::{self, Envoy, Launch, port};
+use crate::envoy::{self, Envoy, Launch};
 use crate::subject::Subject;
 
 /// Runs before the length of a run is settled: V8 compiles in the background what is called often.
@@ -146,12 +146,8 @@ struct Run {
 impl Inside {
     async fn start(subject: &Subject) -> anyhow::Result<Self> {
         let mut bootstrap = Bootstrap::load(&subject.config)?;
-        let listener = port::reserve()?;
-        bootstrap.set_addresses(Addresses {
-            listener,
-            admin: port::reserve()?,
-            status: None,
-        })?;
+        let addresses = Addresses::free()?;
+        bootstrap.set_addresses(addresses)?;
         bootstrap.stop_health_checks()?;
         bootstrap.set_module(
             &subject
@@ -168,7 +164,7 @@ impl Inside {
         Ok(Self {
             envoy: Envoy::start(launch).await?,
             client: reqwest::Client::builder().no_proxy().build()?,
-            url: format!("http://{listener}"),
+            url: format!("http://{}", addresses.listener),
         })
     }
 

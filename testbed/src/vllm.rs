@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::e2e::client::Client;
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
-use crate::envoy::{self, Envoy, Launch, port};
+use crate::envoy::{self, Envoy, Launch};
 use crate::subject::{Subject, Workers, existing};
 
 /// The pool, and its cluster in the shipped configuration.
@@ -161,11 +161,7 @@ impl Stack {
 /// The shipped configuration, with a pool that is told nothing of its engines.
 fn bootstrap(args: &Args) -> anyhow::Result<Bootstrap> {
     let mut bootstrap = Bootstrap::load(&existing(&args.subject.config)?)?;
-    bootstrap.set_addresses(Addresses {
-        listener: port::reserve()?,
-        admin: port::reserve()?,
-        status: None,
-    })?;
+    bootstrap.set_addresses(Addresses::free()?)?;
     bootstrap.set_endpoints(POOL, &args.engines)?;
     bootstrap.set_module(&existing(&args.subject.module)?);
     let plugin = json!({

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::corpus::MODEL;
 use super::process::{Process, children, pin_this_thread};
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
-use crate::envoy::{Envoy, Launch, port};
+use crate::envoy::{Envoy, Launch};
 
 /// The pool, and its cluster.
 const POOL: &str = "llama";
@@ -176,11 +176,7 @@ pub fn configure(
     engines: &[SocketAddr],
 ) -> anyhow::Result<Bootstrap> {
     let mut bootstrap = Bootstrap::load(&setup.config)?;
-    bootstrap.set_addresses(Addresses {
-        listener: port::reserve()?,
-        admin: port::reserve()?,
-        status: None,
-    })?;
+    bootstrap.set_addresses(Addresses::free()?)?;
     bootstrap.stop_health_checks()?;
     bootstrap.set_endpoints(POOL, engines)?;
     match variant {

@@ -31,8 +31,6 @@ use fleet::Fleet;
 pub struct Args {
     #[command(flatten)]
     subject: Subject,
-    #[command(flatten)]
-    workers: Workers,
     /// Envoys that share.
     #[arg(long, default_value_t = 3)]
     envoys: usize,
@@ -56,6 +54,8 @@ pub struct Args {
     json: Option<PathBuf>,
     #[command(flatten)]
     binaries: Binaries,
+    #[command(flatten)]
+    workers: Workers,
 }
 
 /// How much is done for each fault.

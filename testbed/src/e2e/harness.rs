@@ -22,7 +22,7 @@ use super::spec::{PoolSpec, add_pool, labelled_endpoints};
 pub use super::spec::{StackSpec, pool_mut, static_endpoints};
 use crate::engine::{Engine, EngineConfig, FaultPlan};
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
-use crate::envoy::{Envoy, Launch, port};
+use crate::envoy::{Envoy, Launch};
 
 /// How long [`eventually`] waits.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -121,7 +121,7 @@ impl<'a> Stack<'a> {
             false => &context.setting.module,
         });
         bootstrap.set_runtime(&context.setting.runtime);
-        bootstrap.set_addresses(free_addresses()?)?;
+        bootstrap.set_addresses(Addresses::free_with_status()?)?;
         let mut plugin = bootstrap.plugin()?;
         let mut engines = Vec::new();
         for pool in &spec.pools {
@@ -169,7 +169,8 @@ impl<'a> Stack<'a> {
         self.note_envoy_log();
         self.envoy = None;
         edit(&mut self.bootstrap)?;
-        self.bootstrap.set_addresses(free_addresses()?)?;
+        self.bootstrap
+            .set_addresses(Addresses::free_with_status()?)?;
         self.client = Client::new(self.bootstrap.addresses()?.listener)?;
         self.start_envoy().await
     }
@@ -312,15 +313,6 @@ impl Drop for Stack<'_> {
     fn drop(&mut self) {
         self.note_envoy_log();
     }
-}
-
-/// Addresses for one Envoy.
-pub(super) fn free_addresses() -> anyhow::Result<Addresses> {
-    Ok(Addresses {
-        listener: port::reserve()?,
-        admin: port::reserve()?,
-        status: Some(port::reserve()?),
-    })
 }
 
 /// Waits until `look` finds something. Fails, saying `what`, if it never does.

@@ -16,7 +16,7 @@ use super::harness::{Context, eventually};
 use super::{Case, named};
 use crate::engine::{Connector, Disaggregation, Engine, EngineConfig, Fault, Role};
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
-use crate::envoy::{Envoy, Launch, port, stats};
+use crate::envoy::{Envoy, Launch, stats};
 use crate::migrate::Migrated;
 use crate::migrate::commands;
 
@@ -136,11 +136,7 @@ fn bootstrap(context: &Context, words: &[String], engines: &[String]) -> anyhow:
     let mut bootstrap = Bootstrap::load(file.path())?;
     bootstrap.set_module(&context.setting().module);
     bootstrap.set_runtime(&context.setting().runtime);
-    bootstrap.set_addresses(Addresses {
-        listener: port::reserve()?,
-        admin: port::reserve()?,
-        status: Some(port::reserve()?),
-    })?;
+    bootstrap.set_addresses(Addresses::free_with_status()?)?;
     Ok(bootstrap)
 }
 

@@ -4,8 +4,8 @@
 use anyhow::Context as _;
 
 use super::client::{Call, Client, Reply};
-use super::harness::{Context, Stack, free_addresses};
-use crate::envoy::bootstrap::Bootstrap;
+use super::harness::{Context, Stack};
+use crate::envoy::bootstrap::{Addresses, Bootstrap};
 use crate::envoy::{Envoy, Launch};
 
 /// Another Envoy beside the one of a stack. It stops when it is dropped.
@@ -53,7 +53,9 @@ impl<'a> Replica<'a> {
     pub async fn start(&mut self) -> anyhow::Result<()> {
         if self.envoy.is_none() {
             // On other ports: what was connected to the old ones may hold them for a while.
-            self.launch.bootstrap.set_addresses(free_addresses()?)?;
+            self.launch
+                .bootstrap
+                .set_addresses(Addresses::free_with_status()?)?;
             self.client = Client::new(self.launch.bootstrap.addresses()?.listener)?;
             self.envoy = Some(Envoy::start(self.launch.clone()).await?);
         }

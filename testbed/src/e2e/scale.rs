@@ -39,9 +39,9 @@ pub struct Args {
     #[command(flatten)]
     subject: Subject,
     #[command(flatten)]
-    workers: Workers,
-    #[command(flatten)]
     binaries: Binaries,
+    #[command(flatten)]
+    workers: Workers,
     #[command(flatten)]
     runner: libtest_mimic::Arguments,
 }

@@ -4,6 +4,8 @@
 //! Nothing is looked up by position: the plugin is found by its type, clusters by their name. Each
 //! edit walks the tree once.
 
+mod addresses;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -12,14 +14,12 @@ use serde_json::{Map, Value, json};
 
 use super::discovery::{self, is_plugin};
 use super::files;
+pub use addresses::{Addresses, socket_address};
 
 const LISTENER_TYPE: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 pub(super) const FILTER_TYPE: &str =
     "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 pub(super) const WASM_TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
-
-/// The listener of the status page.
-const STATUS_LISTENER: &str = "warmpath_status";
 
 /// A complete Envoy bootstrap configuration.
 #[derive(Clone, Debug)]
@@ -202,7 +202,7 @@ impl Bootstrap {
     /// Takes every wasm filter out, and the listener that needs one, leaving plain Envoy.
     pub fn remove_plugin(&mut self) -> anyhow::Result<()> {
         self.listeners_mut()?
-            .retain(|listener| !is_named(listener, STATUS_LISTENER));
+            .retain(|listener| !is_named(listener, addresses::STATUS_LISTENER));
         self.connection_manager_mut()?
             .get_mut("http_filters")
             .and_then(Value::as_array_mut)
@@ -271,64 +271,6 @@ impl Bootstrap {
         Ok(())
     }
 
-    /// Where the listeners and the admin interface listen.
-    pub fn addresses(&self) -> anyhow::Result<Addresses> {
-        let address = |pointer: &str| {
-            let place = self.tree.pointer(pointer).and_then(|address| {
-                let host = address.get("address")?.as_str()?;
-                let port = address.get("port_value")?.as_u64()?;
-                format!("{host}:{port}").parse().ok()
-            });
-            place.with_context(|| format!("no IP address at {pointer}"))
-        };
-        let listener = |at| {
-            address(&format!(
-                "/static_resources/listeners/{at}/address/socket_address"
-            ))
-        };
-        Ok(Addresses {
-            listener: listener(0)?,
-            admin: address("/admin/address/socket_address")?,
-            status: self.status_listener().map(listener).transpose()?,
-        })
-    }
-
-    /// Moves the listeners and the admin interface, and with it every cluster endpoint that named the
-    /// admin interface. Without an address for the status page its listener is taken out.
-    pub fn set_addresses(&mut self, new: Addresses) -> anyhow::Result<()> {
-        let old_admin = socket_address(self.addresses()?.admin);
-        for_each_object(&mut self.tree, &mut |object| {
-            if let Some(address) = object.get_mut("address").filter(|it| **it == old_admin) {
-                *address = socket_address(new.admin);
-            }
-        });
-        *self
-            .tree
-            .pointer_mut("/static_resources/listeners/0/address")
-            .context("no listener")? = socket_address(new.listener);
-        let Some(at) = self.status_listener() else {
-            return Ok(());
-        };
-        match (new.status, self.listeners_mut()?.get_mut(at)) {
-            (Some(status), Some(listener)) => {
-                if let Some(address) = listener.get_mut("address") {
-                    *address = socket_address(status);
-                }
-            }
-            _ => {
-                self.listeners_mut()?.remove(at);
-            }
-        }
-        Ok(())
-    }
-
-    /// Place of the status page's listener among all.
-    fn status_listener(&self) -> Option<usize> {
-        let listeners = self.tree.pointer("/static_resources/listeners")?;
-        let mut listeners = listeners.as_array()?.iter();
-        listeners.position(|listener| is_named(listener, STATUS_LISTENER))
-    }
-
     fn listeners_mut(&mut self) -> anyhow::Result<&mut Vec<Value>> {
         self.tree
             .pointer_mut("/static_resources/listeners")
@@ -344,23 +286,8 @@ impl Bootstrap {
     }
 }
 
-/// What one Envoy listens on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Addresses {
-    /// Requests.
-    pub listener: SocketAddr,
-    /// Admin interface.
-    pub admin: SocketAddr,
-    /// Status page, if it is served.
-    pub status: Option<SocketAddr>,
-}
-
 fn is_named(object: &Value, name: &str) -> bool {
     object.get("name").and_then(Value::as_str) == Some(name)
-}
-
-pub(super) fn socket_address(address: SocketAddr) -> Value {
-    json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
 }
 
 fn wasm_config_mut(object: &mut Map<String, Value>) -> Option<&mut Value> {
@@ -396,29 +323,9 @@ pub(super) fn for_each_object(tree: &mut Value, visit: &mut dyn FnMut(&mut Map<S
 mod tests {
     use super::*;
 
-    fn shipped() -> Bootstrap {
+    pub(super) fn shipped() -> Bootstrap {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         Bootstrap::load(&root.join("envoy/static.yaml")).unwrap()
-    }
-
-    #[test]
-    fn moving_envoy_moves_its_stats_cluster_too() {
-        let mut bootstrap = shipped();
-        let new = Addresses {
-            listener: "127.0.0.1:4001".parse().unwrap(),
-            admin: "127.0.0.1:4002".parse().unwrap(),
-            status: Some("127.0.0.1:4003".parse().unwrap()),
-        };
-        bootstrap.set_addresses(new).unwrap();
-        assert_eq!(bootstrap.addresses().unwrap(), new);
-        let stats = bootstrap.cluster_mut("prometheus_stats").unwrap();
-        assert!(stats.to_string().contains("4002") && !stats.to_string().contains("9901"));
-        let without_page = Addresses {
-            status: None,
-            ..new
-        };
-        bootstrap.set_addresses(without_page).unwrap();
-        assert_eq!(bootstrap.addresses().unwrap(), without_page);
     }
 
     #[test]

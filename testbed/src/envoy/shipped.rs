@@ -8,7 +8,6 @@ use anyhow::{Context, ensure};
 use serde_json::{Map, Value, json};
 
 use super::bootstrap::{Addresses, Bootstrap};
-use super::port;
 
 /// A pool of the shipped configuration, as a run wants it.
 #[derive(Clone, Debug)]
@@ -29,11 +28,7 @@ pub struct Pool<'a> {
 pub fn over(config: &Path, module: &Path, pools: &[Pool<'_>]) -> anyhow::Result<Bootstrap> {
     let mut bootstrap = Bootstrap::load(config)?;
     bootstrap.set_module(module);
-    bootstrap.set_addresses(Addresses {
-        listener: port::reserve()?,
-        admin: port::reserve()?,
-        status: None,
-    })?;
+    bootstrap.set_addresses(Addresses::free()?)?;
     let mut plugin = bootstrap.plugin()?;
     let entries = plugin.get_mut("pools").and_then(Value::as_array_mut);
     let entries = entries.context("no pools in the plugin configuration")?;

@@ -10,7 +10,7 @@ use crate::bench::process::pin_this_thread;
 use crate::e2e::client::Client;
 use crate::engine::{Connector, Disaggregation, Engine, EngineConfig, Role};
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
-use crate::envoy::{Envoy, Launch, port};
+use crate::envoy::{Envoy, Launch};
 use crate::subject::existing;
 
 /// Their clusters, and warmpath's pools.
@@ -37,11 +37,7 @@ impl Stack {
         let config = existing(&args.subject.config)?;
         let configure = || -> anyhow::Result<Bootstrap> {
             let mut bootstrap = Bootstrap::load(&config)?;
-            bootstrap.set_addresses(Addresses {
-                listener: port::reserve()?,
-                admin: port::reserve()?,
-                status: None,
-            })?;
+            bootstrap.set_addresses(Addresses::free()?)?;
             bootstrap.stop_health_checks()?;
             bootstrap.set_endpoints(PREFILL, &[prefill.addr()])?;
             bootstrap.set_endpoints(DECODE, &[decode.addr()])?;

@@ -11,7 +11,6 @@ use super::steps::fresh;
 use super::{Args, Stack, eventually, model_of};
 use crate::e2e::client::Call;
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
-use crate::envoy::port;
 use crate::subject::existing;
 
 const DECODE: &str = "llama";
@@ -28,11 +27,7 @@ pub(super) async fn bootstrap(
     decode: SocketAddr,
 ) -> anyhow::Result<Bootstrap> {
     let mut bootstrap = Bootstrap::load(&existing(&args.disaggregation)?)?;
-    bootstrap.set_addresses(Addresses {
-        listener: port::reserve()?,
-        admin: port::reserve()?,
-        status: None,
-    })?;
+    bootstrap.set_addresses(Addresses::free()?)?;
     bootstrap.set_endpoints(PREFILL, &[prefill])?;
     bootstrap.set_endpoints(DECODE, &[decode])?;
     bootstrap.set_module(&existing(&args.subject.module)?);

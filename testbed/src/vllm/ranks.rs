@@ -11,7 +11,6 @@ use super::steps::fresh;
 use super::{Args, POOL, Stack, eventually};
 use crate::e2e::client::Call;
 use crate::envoy::bootstrap::{Addresses, Bootstrap};
-use crate::envoy::port;
 use crate::subject::existing;
 
 /// Conversations, and turns of each.
@@ -21,11 +20,7 @@ const TURNS: usize = 4;
 /// The shipped configuration, with a pool that is told nothing of the engine's ranks.
 pub(super) fn bootstrap(args: &Args, engine: SocketAddr) -> anyhow::Result<Bootstrap> {
     let mut bootstrap = Bootstrap::load(&existing(&args.subject.config)?)?;
-    bootstrap.set_addresses(Addresses {
-        listener: port::reserve()?,
-        admin: port::reserve()?,
-        status: None,
-    })?;
+    bootstrap.set_addresses(Addresses::free()?)?;
     bootstrap.set_endpoints(POOL, &[engine])?;
     bootstrap.set_module(&existing(&args.subject.module)?);
     let plugin = json!({
