@@ -82,7 +82,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 args.engines.len() > 1,
                 "--engines: got one, want at least two"
             );
-            let stack = Stack::start(&args, bootstrap(&args)?, args.engines.clone()).await?;
+            let bootstrap = bootstrap(&args, &args.engines, json!("envoy"))?;
+            let stack = Stack::start(&args, bootstrap, args.engines.clone()).await?;
             stack.show(steps::run(&stack, args.turns).await)?;
         }
         if let (Some(prefill), Some(decode)) = (args.prefill, args.decode) {
@@ -91,7 +92,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             stack.show(disaggregation::run(&stack, prefill, decode).await)?;
         }
         if let Some(engine) = args.ranked {
-            let bootstrap = ranks::bootstrap(&args, engine)?;
+            let listed = json!({"static": [{"address": engine.to_string()}]});
+            let bootstrap = bootstrap(&args, &[engine], listed)?;
             let stack = Stack::start(&args, bootstrap, vec![engine]).await?;
             stack.show(ranks::run(&stack, engine).await)?;
         }
@@ -158,16 +160,16 @@ impl Stack {
     }
 }
 
-/// The shipped configuration, with a pool that is told nothing of its engines.
-fn bootstrap(args: &Args) -> anyhow::Result<Bootstrap> {
+/// The shipped configuration, with a pool that is told nothing of its engines but where they are.
+fn bootstrap(args: &Args, engines: &[SocketAddr], endpoints: Value) -> anyhow::Result<Bootstrap> {
     let mut bootstrap = Bootstrap::load(&existing(&args.subject.config)?)?;
     bootstrap.set_addresses(Addresses::free()?)?;
-    bootstrap.set_endpoints(POOL, &args.engines)?;
+    bootstrap.set_endpoints(POOL, engines)?;
     bootstrap.set_module(&existing(&args.subject.module)?);
     let plugin = json!({
         "pools": [{
             "name": POOL,
-            "endpoints": "envoy",
+            "endpoints": endpoints,
             "discover_models": true,
             "policy": "prefix",
         }],

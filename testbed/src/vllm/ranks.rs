@@ -8,34 +8,12 @@ use serde_json::{Value, json};
 
 use super::page::{count, sum};
 use super::steps::fresh;
-use super::{Args, POOL, Stack, eventually};
+use super::{Stack, eventually};
 use crate::e2e::client::Call;
-use crate::envoy::bootstrap::{Addresses, Bootstrap};
-use crate::subject::existing;
 
 /// Conversations, and turns of each.
 const TALKS: usize = 6;
 const TURNS: usize = 4;
-
-/// The shipped configuration, with a pool that is told nothing of the engine's ranks.
-pub(super) fn bootstrap(args: &Args, engine: SocketAddr) -> anyhow::Result<Bootstrap> {
-    let mut bootstrap = Bootstrap::load(&existing(&args.subject.config)?)?;
-    bootstrap.set_addresses(Addresses::free()?)?;
-    bootstrap.set_endpoints(POOL, &[engine])?;
-    bootstrap.set_module(&existing(&args.subject.module)?);
-    let plugin = json!({
-        "pools": [{
-            "name": POOL,
-            "endpoints": {"static": [{"address": engine.to_string()}]},
-            "discover_models": true,
-            "policy": "prefix",
-        }],
-        "limits": {"prefix_table_bytes": 1 << 20},
-        "debug_headers": true,
-    });
-    bootstrap.set_plugin_text(&plugin.to_string());
-    Ok(bootstrap)
-}
 
 /// How many ranks the engine has, by its own word.
 async fn ranks_of(stack: &Stack, engine: SocketAddr) -> anyhow::Result<usize> {
