@@ -69,9 +69,24 @@ pub enum Kind {
     Hold,
     /// The engine did not take the prompt after all.
     Drop,
-    /// The engine holds the prompt by what another Envoy tells: as [`Kind::Hold`], but for what requests of
-    /// this one keep there.
-    Touch,
+}
+
+impl Kind {
+    /// The byte for it, in logs and batches.
+    pub fn to_byte(self) -> u8 {
+        match self {
+            Kind::Pin => 0,
+            Kind::Hold => 1,
+            Kind::Drop => 2,
+        }
+    }
+
+    /// The kind of a byte.
+    pub fn from_byte(byte: u8) -> Option<Kind> {
+        [Kind::Pin, Kind::Hold, Kind::Drop]
+            .into_iter()
+            .find(|kind| kind.to_byte() == byte)
+    }
 }
 
 /// What a pin took of an engine's cache, in chunks. What another request in flight had pinned before
@@ -209,12 +224,10 @@ impl Index {
                 }
             }
             // From the end: an engine frees a prompt's last blocks first.
-            Kind::Hold | Kind::Touch => {
+            Kind::Hold => {
                 self.clocks.grew(engine.0, event.extra_chunks);
                 for mark in event.marks.iter().rev() {
-                    if event.kind == Kind::Hold || !self.is_pinned(*mark, engine) {
-                        self.hold(*mark, engine);
-                    }
+                    self.hold(*mark, engine);
                 }
             }
             Kind::Drop => {
@@ -240,14 +253,6 @@ impl Index {
             }
             None => pinned.fresh_chunks += u32::from(mark.chunks),
         }
-    }
-
-    fn is_pinned(&self, mark: Mark, engine: EndpointId) -> bool {
-        let mut pinned = false;
-        self.table.find(mark.link, |holder, epoch| {
-            pinned |= holder == engine.0 && self.clocks.is_pinned(holder, epoch);
-        });
-        pinned
     }
 
     fn hold(&mut self, mark: Mark, engine: EndpointId) {

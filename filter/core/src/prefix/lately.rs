@@ -42,7 +42,7 @@ impl Lately {
                 Kind::Pin => self.sent(mark.link, event.engine),
                 Kind::Drop => self.lost(mark.link, event.engine),
                 // It was sent before it was complete.
-                Kind::Hold | Kind::Touch => {}
+                Kind::Hold => {}
             }
         }
     }

@@ -196,12 +196,7 @@ pub fn size(event: &Event) -> usize {
 fn encode(event: &Event, out: &mut Vec<u8>) {
     let marks = event.marks.get(..MAX_MARKS).unwrap_or(&event.marks);
     out.reserve(size(event));
-    out.push(match event.kind {
-        Kind::Pin => 0,
-        Kind::Hold => 1,
-        Kind::Drop => 2,
-        Kind::Touch => 3,
-    });
+    out.push(event.kind.to_byte());
     out.extend_from_slice(&event.engine.0.to_le_bytes());
     out.extend_from_slice(&event.extra_chunks.to_le_bytes());
     out.extend_from_slice(&(marks.len() as u16).to_le_bytes());
@@ -213,13 +208,7 @@ fn encode(event: &Event, out: &mut Vec<u8>) {
 
 fn decode(bytes: &[u8]) -> Option<(Event, &[u8])> {
     let (kind, bytes) = bytes.split_first()?;
-    let kind = match kind {
-        0 => Kind::Pin,
-        1 => Kind::Hold,
-        2 => Kind::Drop,
-        3 => Kind::Touch,
-        _ => return None,
-    };
+    let kind = Kind::from_byte(*kind)?;
     let (engine, bytes) = bytes.split_first_chunk()?;
     let (extra_chunks, bytes) = bytes.split_first_chunk()?;
     let (count, bytes) = bytes.split_first_chunk()?;

@@ -5,8 +5,8 @@
 //! little-endian, `v` for a number of 7 bits a byte, lowest first:
 //!
 //! version (u8), sender (u64), number (u64), engines (v) and for each its identity (u64); loads (v) and
-//! for each engine (v), in flight (v), waiting (v), prefill tokens (v), context tokens (v); engines left
-//! out (v) and for each engine (v), cause (u8), rest in ms (v), age in ms (v); events up to the checksum:
+//! for each engine (v), in flight (v), waiting (v), prefill tokens (v), context tokens (v), kept tokens (v);
+//! engines left out (v) and for each engine (v), cause (u8), rest in ms (v), age in ms (v); events up to the checksum:
 //! kind (u8), engine (v), extra chunks (v), marks (v) and for each its link as
 //! [hidden](super::secret::Secret::hide) (u64) and chunks (v); checksum (u64).
 
@@ -31,6 +31,8 @@ pub struct EngineLoad {
     pub prefill_tokens: u64,
     /// Context tokens of all in flight.
     pub context_tokens: u64,
+    /// Tokens of the engine's cache that they keep.
+    pub kept_tokens: u64,
 }
 
 /// An engine that one Envoy leaves out.
@@ -47,7 +49,7 @@ pub struct LeftOut {
 /// What became of a prompt at an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct News {
-    /// [`Kind::Hold`] or [`Kind::Drop`].
+    /// What happened.
     pub kind: Kind,
     /// The engine's identity.
     pub engine: u64,
@@ -102,6 +104,7 @@ impl Batch {
             put(&mut body, load.waiting.into());
             put(&mut body, load.prefill_tokens);
             put(&mut body, load.context_tokens);
+            put(&mut body, load.kept_tokens);
         }
         put(&mut body, self.left_out.len() as u64);
         for (engine, left_out) in &self.left_out {
@@ -111,7 +114,7 @@ impl Batch {
             put(&mut body, left_out.age_ms);
         }
         for news in &self.news {
-            body.push(u8::from(news.kind == Kind::Drop));
+            body.push(news.kind.to_byte());
             put(&mut body, engines.number(news.engine));
             put(&mut body, news.extra_chunks.into());
             put(&mut body, news.marks.len() as u64);
@@ -169,6 +172,7 @@ fn read(mut bytes: Bytes, secret: &Secret) -> Option<Batch> {
             waiting: u32::try_from(take(&mut bytes)?).ok()?,
             prefill_tokens: take(&mut bytes)?,
             context_tokens: take(&mut bytes)?,
+            kept_tokens: take(&mut bytes)?,
         };
         batch.loads.push((engine, load));
     }
@@ -182,11 +186,7 @@ fn read(mut bytes: Bytes, secret: &Secret) -> Option<Batch> {
         batch.left_out.push((engine, left_out));
     }
     while let Some(kind) = bytes.u8() {
-        let kind = match kind {
-            0 => Kind::Hold,
-            1 => Kind::Drop,
-            _ => return None,
-        };
+        let kind = Kind::from_byte(kind)?;
         let engine = engine(&mut bytes)?;
         let extra_chunks = u32::try_from(take(&mut bytes)?).ok()?;
         let mut marks = Vec::new();
@@ -256,26 +256,27 @@ mod tests {
     fn news() -> impl Strategy<Value = News> {
         let mark = (any::<u64>(), any::<u16>()).prop_map(|(link, chunks)| Mark { link, chunks });
         let marks = proptest::collection::vec(mark, 0..40);
-        (any::<bool>(), 0..20_u64, any::<u32>(), marks).prop_map(
-            |(drop, engine, extra_chunks, marks)| News {
-                kind: if drop { Kind::Drop } else { Kind::Hold },
+        (0..3_u8, 0..20_u64, any::<u32>(), marks).prop_map(|(kind, engine, extra_chunks, marks)| {
+            News {
+                kind: Kind::from_byte(kind).expect("a kind"),
                 engine,
                 extra_chunks,
                 marks,
-            },
-        )
+            }
+        })
     }
 
     fn load() -> impl Strategy<Value = (u64, EngineLoad)> {
-        (any::<u64>(), any::<[u32; 2]>(), any::<[u64; 2]>()).prop_map(
+        (any::<u64>(), any::<[u32; 2]>(), any::<[u64; 3]>()).prop_map(
             |(engine, requests, tokens)| {
                 let [in_flight, waiting] = requests;
-                let [prefill_tokens, context_tokens] = tokens;
+                let [prefill_tokens, context_tokens, kept_tokens] = tokens;
                 let load = EngineLoad {
                     in_flight,
                     waiting,
                     prefill_tokens,
                     context_tokens,
+                    kept_tokens,
                 };
                 (engine, load)
             },

@@ -104,6 +104,7 @@ impl Listener {
             waiting: load.waiting,
             prefill_tokens: load.prefill_tokens,
             context_tokens: load.context_tokens,
+            kept_tokens: load.kept_tokens,
         })
     }
 

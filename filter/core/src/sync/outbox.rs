@@ -1,9 +1,9 @@
 //! What is to be told to the other Envoys: prompts that workers of this one routed, oldest first.
 //!
 //! Workers log a prompt twice, when it is sent and when its answer is complete: then the engine lets go of it,
-//! and counts it as just used. The others are told both. But a link that was told of an engine a moment ago
-//! is not told again: the system prompts that everybody shares would else be most of what is sent, and the
-//! ends of short answers most of the rest.
+//! and counts it as just used. The others are told both. But a link that was told to be sent to an engine a
+//! moment ago is not told to be sent there again, and one that was told to be let go is not told again before
+//! it was told to be sent: the system prompts that everybody shares would else be most of what is told.
 //!
 //! Everything has a bound. What does not fit is dropped, oldest first, and counted: the others then
 //! know less.
@@ -43,23 +43,15 @@ impl Outbox {
 
     /// A worker's event about the engine of this identity.
     pub fn note(&mut self, event: &Event, engine: u64, now_us: u64) {
-        let (kind, marks, extra_chunks) = match event.kind {
-            Kind::Drop => (Kind::Drop, event.marks.clone(), 0),
-            Kind::Pin => (Kind::Hold, self.untold(event, engine, now_us), 0),
-            Kind::Hold | Kind::Touch => {
-                let marks = self.untold(event, engine, now_us);
-                (Kind::Hold, marks, event.extra_chunks)
-            }
+        let news = News {
+            kind: event.kind,
+            engine,
+            extra_chunks: event.extra_chunks,
+            marks: self.untold(event, engine, now_us),
         };
-        if marks.is_empty() && extra_chunks == 0 {
+        if news.marks.is_empty() && news.extra_chunks == 0 {
             return;
         }
-        let news = News {
-            kind,
-            engine,
-            extra_chunks,
-            marks,
-        };
         self.bytes += news.size();
         self.queue.push_back(news);
         self.trim();
@@ -108,10 +100,17 @@ impl Outbox {
     fn untold(&mut self, event: &Event, engine: u64, now_us: u64) -> Vec<Mark> {
         let told = &mut self.told;
         let is_new = |mark: &&Mark| {
-            let place = hash::mix(engine, mark.link);
-            let is_new = !told.has(place, now_us);
+            let sent = hash::mix(engine, mark.link);
+            let let_go = !sent;
+            let (told_as, opposite) = match event.kind {
+                Kind::Drop => return true,
+                Kind::Pin => (sent, Some(let_go)),
+                Kind::Hold => (let_go, None),
+            };
+            let is_new = !told.has(told_as, now_us);
             if is_new {
-                told.enter(place, now_us);
+                told.enter(told_as, now_us);
+                opposite.into_iter().for_each(|it| told.forget(it));
             }
             is_new
         };
@@ -155,6 +154,11 @@ impl Lately {
             self.newer.insert(number, ());
         }
     }
+
+    fn forget(&mut self, number: u64) {
+        self.newer.remove(&number);
+        self.older.remove(&number);
+    }
 }
 
 #[cfg(test)]
@@ -186,22 +190,39 @@ mod tests {
         outbox.note(&event(Kind::Hold, 0..5, 9), ENGINE, 5_000_000);
         let news = outbox.take(10_000);
         assert_eq!(links(&news), [vec![0, 1, 2, 3, 4], vec![0, 1, 2, 3, 4]]);
-        assert!(
-            news.iter()
-                .all(|it| it.kind == Kind::Hold && it.engine == ENGINE)
-        );
+        let kinds: Vec<_> = news.iter().map(|it| (it.kind, it.engine)).collect();
+        assert_eq!(kinds, [(Kind::Pin, ENGINE), (Kind::Hold, ENGINE)]);
         assert_eq!((news[0].extra_chunks, news[1].extra_chunks), (0, 9));
         assert!(outbox.take(10_000).is_empty());
     }
 
     #[test]
-    fn of_the_end_of_a_short_answer_only_what_it_added_is_told() {
+    fn what_is_told_to_be_sent_is_told_to_be_let_go_however_soon() {
         let mut outbox = Outbox::new(10_000);
-        outbox.note(&event(Kind::Pin, 0..3, 0), ENGINE, 1);
-        outbox.note(&event(Kind::Hold, 0..3, 7), ENGINE, TOLD_US / 2);
+        let mut told = |kind, links_of, now_us| {
+            outbox.note(&event(kind, links_of, 0), ENGINE, now_us);
+            links(&outbox.take(10_000))
+        };
+        let none = [] as [Vec<u64>; 0];
+        assert_eq!(told(Kind::Pin, 0..3, 1), [vec![0, 1, 2]]);
+        assert_eq!(told(Kind::Hold, 0..3, 2), [vec![0, 1, 2]]);
+        // The prompt begins as the one before, which was just told.
+        assert_eq!(told(Kind::Pin, 0..4, 3), [vec![3]]);
+        assert_eq!(told(Kind::Hold, 0..4, 4), [vec![3]]);
+        assert_eq!(told(Kind::Hold, 0..4, 5), none);
+        // A long answer.
+        assert_eq!(told(Kind::Pin, 0..2, 3 * TOLD_US), [vec![0, 1]]);
+        assert_eq!(told(Kind::Hold, 0..2, 9 * TOLD_US), [vec![0, 1]]);
+    }
+
+    #[test]
+    fn what_is_lost_is_told_always() {
+        let mut outbox = Outbox::new(10_000);
+        for now_us in 1..3 {
+            outbox.note(&event(Kind::Drop, 0..2, 9), ENGINE, now_us);
+        }
         let news = outbox.take(10_000);
-        assert_eq!(links(&news), [vec![0, 1, 2], vec![]]);
-        assert_eq!(news[1].extra_chunks, 7);
+        assert_eq!(links(&news), [vec![0, 1], vec![0, 1]]);
     }
 
     #[test]

@@ -151,6 +151,7 @@ impl Relay {
                 row.waiting = row.waiting.saturating_add(load.waiting);
                 row.prefill_tokens = row.prefill_tokens.saturating_add(load.prefill_tokens);
                 row.context_tokens = row.context_tokens.saturating_add(load.context_tokens);
+                row.kept_tokens = row.kept_tokens.saturating_add(load.kept_tokens);
             }
         }
         let mut verdicts = vec![Fitness::default(); positions];
@@ -174,8 +175,12 @@ impl Relay {
         self.log.append(&event(news, engine), store, self.column);
     }
 
-    /// Passes news on when there is time, before all others.
-    pub fn pass_later(&mut self, news: News, engine: EndpointId) {
+    /// Passes old news on when there is time. Newer ones may overtake them: a request that they tell of
+    /// counts as complete, or its end would come before its beginning.
+    pub fn pass_later(&mut self, mut news: News, engine: EndpointId) {
+        if news.kind == Kind::Pin {
+            news.kind = Kind::Hold;
+        }
         self.old.push_back(event(news, engine));
     }
 
@@ -220,11 +225,7 @@ fn replace<R: crate::board::Row>(board: &mut Board<R>, rows: Vec<R>) {
 
 fn event(news: News, engine: EndpointId) -> Event {
     Event {
-        kind: match news.kind {
-            Kind::Drop => Kind::Drop,
-            // What a peer's request leaves, one of ours may still keep.
-            Kind::Hold | Kind::Pin | Kind::Touch => Kind::Touch,
-        },
+        kind: news.kind,
         engine,
         extra_chunks: news.extra_chunks,
         marks: news.marks,
