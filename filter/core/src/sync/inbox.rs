@@ -2,8 +2,9 @@
 //! engine which is not known here yet.
 //!
 //! A peer is known by the random name that it has since its start. Its batches are numbered, so one that
-//! comes twice, or late, changes nothing. Its load and verdicts count while it speaks; what it said of
-//! prompts stays true without it.
+//! comes twice changes nothing, nor does the load of one that comes late. The streams are read one after the
+//! other, so news may come after newer load: they are judged by the news before. Load and verdicts of a peer
+//! count while it speaks; what it said of prompts stays true without it.
 
 use super::batch::{Batch, EngineLoad, LeftOut, News};
 use super::unseen;
@@ -15,7 +16,7 @@ pub const MAX_PEERS: usize = 256;
 /// A peer that was silent for so long is forgotten, and nobody waits for it.
 const FORGET_US: u64 = 60_000_000;
 /// How long news wait for an engine.
-const WAIT_US: u64 = 10_000_000;
+pub(super) const WAIT_US: u64 = 10_000_000;
 /// Most news that wait.
 const MOST_WAITING: usize = 1024;
 
@@ -33,6 +34,8 @@ pub enum Taken {
 #[derive(Debug)]
 struct Peer {
     number: u64,
+    /// The last batch of which news were taken.
+    told: u64,
     heard_us: u64,
     loads: Sorted<u64, EngineLoad>,
     left_out: Vec<(u64, LeftOut)>,
@@ -47,8 +50,8 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Takes over the state that a batch tells, and returns its news. Those of a batch that was read
-    /// before, or after a newer one, are none. `grown` is given the engines at which more work waits than
+    /// Takes over the state that a batch tells, unless it is known or older than what is, and returns its
+    /// news, unless they are. `grown` is given the engines at which more work waits than
     /// in the batch before.
     pub fn take(
         &mut self,
@@ -56,29 +59,48 @@ impl Inbox {
         now_us: u64,
         mut grown: impl FnMut(u64, u64),
     ) -> (Taken, Vec<News>) {
-        if let Some(peer) = self.peers.get(&batch.sender)
-            && batch.number <= peer.number
-        {
+        let Some(peer) = self.peers.get_mut(&batch.sender) else {
+            if self.peers.len() >= MAX_PEERS {
+                return (Taken::NoRoom, Vec::new());
+            }
+            let peer = Peer {
+                number: batch.number,
+                told: if batch.news.is_empty() {
+                    0
+                } else {
+                    batch.number
+                },
+                heard_us: now_us,
+                loads: batch.loads.into(),
+                left_out: batch.left_out,
+            };
+            self.peers.insert(batch.sender, peer);
+            return (Taken::New, batch.news);
+        };
+        let tells = !batch.news.is_empty() && batch.number > peer.told;
+        if !tells && batch.number <= peer.number {
             return (Taken::Old, Vec::new());
         }
-        if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&batch.sender) {
-            return (Taken::NoRoom, Vec::new());
-        }
-        if let Some(peer) = self.peers.get(&batch.sender) {
+        if batch.number > peer.number {
             unseen::growth(&peer.loads, &batch.loads).for_each(|(at, tokens)| grown(at, tokens));
+            peer.number = batch.number;
+            peer.heard_us = now_us;
+            peer.loads = batch.loads.into();
+            peer.left_out = batch.left_out;
         }
-        let peer = Peer {
-            number: batch.number,
-            heard_us: now_us,
-            loads: batch.loads.into(),
-            left_out: batch.left_out,
-        };
-        self.peers.insert(batch.sender, peer);
+        if !tells {
+            return (Taken::New, Vec::new());
+        }
+        peer.told = batch.number;
         (Taken::New, batch.news)
     }
 
     /// Forgets who was silent for long, and what waited for long.
     pub fn expire(&mut self, now_us: u64) {
+        // The clock was set back: what is of the future is of now.
+        let heard = self.peers.values_mut().map(|peer| &mut peer.heard_us);
+        let put = self.waiting.iter_mut().map(|(since_us, _)| since_us);
+        heard.chain(put).for_each(|it| *it = now_us.min(*it));
         self.peers
             .retain(|_, peer| now_us.saturating_sub(peer.heard_us) < FORGET_US);
         let late = |since_us: u64| now_us.saturating_sub(since_us) >= WAIT_US;
@@ -197,9 +219,42 @@ mod tests {
             (Taken::Old, vec![])
         );
         assert_eq!(in_flight(&inbox, 3), [3]);
+        let load = Batch {
+            news: vec![],
+            ..batch(1, 8, 3)
+        };
+        assert_eq!(inbox.take(load, 3, |_, _| ()), (Taken::New, vec![]));
         inbox.take(batch(1, 9, 6), 4, |_, _| ());
         inbox.take(batch(2, 1, 8), 5, |_, _| ());
         assert_eq!(in_flight(&inbox, 6), [6, 8]);
+    }
+
+    #[test]
+    fn news_count_after_newer_load_and_the_load_with_them_does_not() {
+        let mut inbox = Inbox::default();
+        let load = Batch {
+            news: vec![],
+            ..batch(1, 8, 3)
+        };
+        inbox.take(load, 0, |_, _| ());
+        let late = (Taken::New, vec![news(5)]);
+        assert_eq!(inbox.take(batch(1, 7, 4), 1, |_, _| ()), late);
+        assert_eq!(
+            inbox.take(batch(1, 7, 4), 2, |_, _| ()),
+            (Taken::Old, vec![])
+        );
+        assert_eq!(in_flight(&inbox, 3), [3]);
+    }
+
+    #[test]
+    fn a_clock_set_back_keeps_nobody_alive() {
+        let mut inbox = Inbox::default();
+        inbox.take(batch(1, 1, 3), 90 * SECOND, |_, _| ());
+        inbox.put_aside(news(7), 90 * SECOND);
+        inbox.expire(SECOND);
+        assert_eq!(inbox.peers(SECOND, 3 * SECOND), (0, 1));
+        inbox.expire(SECOND + WAIT_US);
+        assert_eq!(inbox.take_dropped(), 1);
     }
 
     #[test]
