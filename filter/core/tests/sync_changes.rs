@@ -38,3 +38,9 @@ fn news_are_not_lost_when_newer_load_is_read_first() {
     fleet.pass(200);
     assert_eq!(known(&mut fleet, 1, &homes), 1);
 }
+
+#[test]
+fn other_envoys_are_no_workers_of_this_one() {
+    let fleet = Fleet::new(3);
+    assert_eq!(fleet.envoys[0][0].workers(), 2);
+}

@@ -6,6 +6,7 @@ use crate::load::Load;
 use crate::prefix::Replica;
 use crate::scout::Scout;
 use crate::store::Store;
+use crate::sync::relay;
 use std::net::SocketAddr;
 
 /// An endpoint, as all workers together know it.
@@ -58,7 +59,8 @@ impl<S: Store> Router<S> {
 
     /// Workers that are alive and have had a request.
     pub fn workers(&self) -> usize {
-        self.loads.peers().count() + usize::from(self.column.is_some())
+        let workers = self.loads.peers().filter(relay::is_worker);
+        workers.count() + usize::from(self.column.is_some())
     }
 
     /// Reads what the others have in flight and returns every endpoint. Costs a read of each other

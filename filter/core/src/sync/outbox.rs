@@ -103,7 +103,11 @@ impl Outbox {
             let sent = hash::mix(engine, mark.link);
             let let_go = !sent;
             let (told_as, opposite) = match event.kind {
-                Kind::Drop => return true,
+                Kind::Drop => {
+                    // If it is sent there again, that is news.
+                    [sent, let_go].map(|it| told.forget(it));
+                    return true;
+                }
                 Kind::Pin => (sent, Some(let_go)),
                 Kind::Hold => (let_go, None),
             };

@@ -101,6 +101,11 @@ impl Notice {
     }
 }
 
+/// Whether a column is a worker's, and not that of the peers.
+pub fn is_worker(column: &Column) -> bool {
+    column.slot != SLOT
+}
+
 /// The writing end.
 #[derive(Debug)]
 pub struct Relay {
