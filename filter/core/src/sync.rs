@@ -24,6 +24,7 @@ pub mod inbox;
 mod listener;
 pub mod outbox;
 mod passing;
+mod past;
 pub mod relay;
 mod schedule;
 pub mod secret;
@@ -32,7 +33,7 @@ mod telling;
 mod unseen;
 pub mod webdis;
 
-use crate::call::HttpCall;
+use crate::call::{HttpCall, Reply};
 use crate::config::SyncOptions;
 use crate::hash;
 use crate::ids::EndpointId;
@@ -42,10 +43,14 @@ use directory::Directory;
 use inbox::Inbox;
 use listener::Listener;
 use outbox::Outbox;
+use past::Past;
 use relay::{Notice, Relay};
 pub use schedule::{Due, tick_ms};
 pub use tally::{Tally, View};
 use unseen::Unseen;
+
+/// A call of which nothing is heard for this many times its timeout is lost.
+const LOST_AFTER: u64 = 3;
 
 /// What the call under way is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +76,11 @@ pub struct Sync {
     /// Before which entry to look back, while there is more.
     before: Option<String>,
     read_back: usize,
-    old: Vec<News>,
+    past: Past,
+    /// How many bytes to ask for: fewer after answers that did not come in time.
+    read_bytes: u64,
+    /// News that were read and are not passed on.
+    fresh: Vec<News>,
     under_way: Option<Step>,
     /// By which the answer of the call under way is known.
     word: u64,
@@ -98,26 +107,27 @@ impl Sync {
         let scope = hash::mix(scope, hash::hash(options.stream.as_bytes()));
         let scope = hash::mix(scope, options.secret.seed());
         let known = Notice::read(store).filter(|notice| notice.scope == scope);
-        let goes_on = known
-            .as_ref()
-            .and_then(|it| it.column(now_us / 1000))
-            .is_some();
-        let warm = !goes_on && options.warm_bytes > 0;
-        let cursors = known.filter(|_| goes_on).map(|notice| notice.cursors);
+        let known = known.unwrap_or_default();
+        let is_warm = known.cursors.iter().all(|cursor| !cursor.is_empty());
+        let goes_on = is_warm && known.column(now_us / 1000).is_some();
+        // To the others it is who holds the lease; so what the last holder told is not a peer's, nor told twice.
+        let is_known = known.sender != 0;
         Sync {
             scope,
-            sender: name,
-            number: 0,
+            sender: if is_known { known.sender } else { name },
+            number: known.number,
             directory: Directory::new(&[], &[]),
             listener: Listener::default(),
             outbox: Outbox::new(2 * options.batch_bytes),
             inbox: Inbox::default(),
             relay: Relay::new(name, tick_ms(options.interval_ms)),
             unseen: Unseen::default(),
-            before: (warm || !goes_on).then(|| "+".to_owned()),
-            cursors: cursors.unwrap_or_default(),
+            before: (!goes_on).then(|| "+".to_owned()),
+            cursors: known.cursors,
             read_back: 0,
-            old: Vec::new(),
+            past: Past::default(),
+            read_bytes: webdis::READ_BYTES,
+            fresh: Vec::new(),
             under_way: None,
             word: name,
             unsettled: Vec::new(),
@@ -143,6 +153,7 @@ impl Sync {
         self.listener.set_ids(ids);
         self.relay.set_ids(ids);
         self.unseen = Unseen::new(identities.len());
+        self.place_past();
     }
 
     /// What happened so far.
@@ -154,12 +165,19 @@ impl Sync {
     pub fn call<S: Store>(&mut self, store: &S, expiry_ms: u64, now_us: u64) -> Option<HttpCall> {
         self.listen(store, expiry_ms, now_us);
         self.pass_on(store, now_us);
+        let lost_ms = LOST_AFTER.saturating_mul(self.options.timeout_ms);
+        if now_us / 1000 > self.next_ms.saturating_add(lost_ms) {
+            self.ended(Reply::TimedOut, now_us);
+        }
         let due = self.due(now_us).filter(|_| self.under_way.is_none())?;
         self.called(now_us);
         self.word = hash::mix(self.word, now_us);
         if let Some(before) = &self.before {
             self.under_way = Some(Step::LookBack);
-            return Some(webdis::look_back(&self.options, self.word, before));
+            let room = self.options.warm_bytes.saturating_sub(self.read_back);
+            let most_bytes = self.read_bytes.min(room as u64);
+            let call = webdis::look_back(&self.options, self.word, before, most_bytes);
+            return Some(call);
         }
         self.under_way = Some(Step::Exchange);
         let batch = (due == Due::Tell).then(|| self.batch(now_us));
@@ -167,6 +185,7 @@ impl Sync {
             &self.options,
             self.word,
             &self.cursors,
+            self.read_bytes,
             batch,
         ))
     }

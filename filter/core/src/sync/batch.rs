@@ -164,7 +164,7 @@ fn read(mut bytes: Bytes, secret: &Secret) -> Option<Batch> {
     for _ in 0..count(&mut bytes, MAX_ENGINES)? {
         engines.push(bytes.u64()?);
     }
-    let engine = |bytes: &mut Bytes| engines.get(take(bytes)? as usize).copied();
+    let engine = |bytes: &mut Bytes| engines.get(usize::try_from(take(bytes)?).ok()?).copied();
     for _ in 0..count(&mut bytes, MAX_ENGINES)? {
         let engine = engine(&mut bytes)?;
         let load = EngineLoad {

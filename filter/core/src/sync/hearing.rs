@@ -25,15 +25,23 @@ impl Sync {
             Reply::NoCluster => Err("Envoy has no such cluster".to_owned()),
             Reply::Failed | Reply::NoRoom => Err("no connection".to_owned()),
         };
+        let mut may_be_there = false;
         let failed = match read {
             Ok(told) => {
                 self.answered_us = Some(now_us);
                 match step {
-                    Step::LookBack => self.looked_back(told),
+                    Step::LookBack => self.looked_back(told, now_us),
                     Step::Exchange => self.exchanged(told, now_us),
                 }
             }
-            Err(error) => Some(error),
+            Err(error) => {
+                may_be_there = webdis::may_be_there(&reply);
+                Some(error)
+            }
+        };
+        self.read_bytes = match reply {
+            Reply::TimedOut | Reply::TooLong => (self.read_bytes / 2).max(1),
+            _ => self.read_bytes.saturating_mul(2).min(webdis::READ_BYTES),
         };
         let Some(error) = failed else {
             self.failures = 0;
@@ -41,8 +49,8 @@ impl Sync {
             self.tally.calls += 1;
             return;
         };
-        // It may have arrived all the same: what comes twice changes nothing.
-        self.outbox.put_back(std::mem::take(&mut self.unsettled));
+        let unsettled = std::mem::take(&mut self.unsettled);
+        self.outbox.put_back(unsettled, may_be_there);
         self.failures = self.failures.saturating_add(1);
         self.tally.failed += 1;
         self.tally.error = error;
@@ -92,7 +100,7 @@ impl Sync {
         self.answered_us = Some(now_us);
         for bytes in batches {
             let news = self.take(bytes.as_ref(), now_us);
-            self.old.extend(news);
+            self.fresh.extend(news);
         }
     }
 
@@ -101,7 +109,7 @@ impl Sync {
         self.cursors = told.cursors;
         for bytes in told.batches {
             let news = self.take(bytes, now_us);
-            self.old.extend(news);
+            self.fresh.extend(news);
         }
         // Entries that come after ours are before us: the store was emptied, and its clock set back.
         if self.echoes_missed > MISSED_ECHOES {
@@ -113,7 +121,7 @@ impl Sync {
     }
 
     /// Keeps what was read back, newest first, for later. Returns no error.
-    fn looked_back(&mut self, told: Told) -> Option<String> {
+    fn looked_back(&mut self, told: Told, now_us: u64) -> Option<String> {
         if self.before.as_deref() == Some("+") {
             self.cursors = told.cursors;
         }
@@ -124,21 +132,25 @@ impl Sync {
             for bytes in &told.batches {
                 // Who sent it may be gone, and what it had in flight is over.
                 if let Ok(batch) = Batch::decode(bytes, &self.options.secret) {
-                    self.old.extend(batch.news.into_iter().rev());
+                    self.past.add(batch.news);
                 }
             }
         }
-        let more = read > 0 && !told.rest.is_empty() && self.read_back < self.options.warm_bytes;
-        self.before = Some(told.rest).filter(|_| more);
+        let more = read > 0 && self.read_back < self.options.warm_bytes;
+        self.before = webdis::before(&told.rest).filter(|_| more);
         if self.before.is_none() {
-            // Oldest first, as it was.
-            for news in self.old.drain(..).rev() {
-                match self.directory.engine(news.engine) {
-                    Some(engine) => self.relay.pass_later(news, engine),
-                    None => self.tally.unknown += 1,
-                }
-            }
+            self.past.end(now_us);
+            self.place_past();
         }
         None
+    }
+
+    /// Lets what was read back go to the workers, as far as its engines are known.
+    pub(super) fn place_past(&mut self) {
+        let (directory, relay) = (&self.directory, &mut self.relay);
+        self.past.take_known(
+            |engine| directory.engine(engine),
+            |news, engine| relay.pass_later(news, engine),
+        );
     }
 }

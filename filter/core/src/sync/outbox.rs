@@ -57,9 +57,16 @@ impl Outbox {
         self.trim();
     }
 
-    /// Puts back what was taken and did not arrive, as far as there is room.
-    pub fn put_back(&mut self, news: Vec<News>) {
-        for news in news.into_iter().rev() {
+    /// Puts back what was taken and did not arrive, as far as there is room. If it `may` have arrived all the
+    /// same, then without what would count twice.
+    pub fn put_back(&mut self, news: Vec<News>, may: bool) {
+        for mut news in news.into_iter().rev() {
+            if may {
+                news.extra_chunks = 0;
+                if news.marks.is_empty() {
+                    continue;
+                }
+            }
             self.bytes += news.size();
             self.queue.push_front(news);
         }
@@ -272,12 +279,36 @@ mod tests {
         }
         let taken = outbox.take(30);
         assert_eq!(links(&taken), [vec![0, 1]]);
-        outbox.put_back(taken);
+        outbox.put_back(taken, false);
         assert_eq!(
             links(&outbox.take(1000)),
             [vec![0, 1], vec![1, 2], vec![2, 3]]
         );
         assert_eq!((outbox.bytes, outbox.take_dropped()), (0, 0));
+    }
+
+    #[test]
+    fn what_may_have_arrived_is_told_again_without_what_would_count_twice() {
+        let mut outbox = Outbox::new(1000);
+        outbox.note(&event(Kind::Hold, 0..2, 7), ENGINE, 1);
+        outbox.note(&event(Kind::Hold, 0..2, 9), ENGINE, 2);
+        for (may, extra_chunks) in [(false, vec![7, 9]), (true, vec![0])] {
+            let taken = outbox.take(1000);
+            outbox.put_back(taken, may);
+            let chunks: Vec<u32> = outbox.queue.iter().map(|it| it.extra_chunks).collect();
+            assert_eq!(chunks, extra_chunks);
+        }
+        outbox.take(1000);
+        assert_eq!(outbox.bytes, 0);
+    }
+
+    #[test]
+    fn what_comes_back_to_where_it_failed_is_told() {
+        let mut outbox = Outbox::new(1000);
+        for (at, kind) in [Kind::Pin, Kind::Drop, Kind::Pin].into_iter().enumerate() {
+            outbox.note(&event(kind, 0..2, 0), ENGINE, at as u64);
+        }
+        assert_eq!(links(&outbox.take(1000)), [[0, 1], [0, 1], [0, 1]]);
     }
 
     #[test]

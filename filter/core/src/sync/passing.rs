@@ -13,12 +13,13 @@ const SILENT_INTERVALS: u64 = 5;
 impl Sync {
     /// Tells the workers of this Envoy what the others told.
     pub fn pass_on<S: Store>(&mut self, store: &S, now_us: u64) {
-        if self.before.is_none() {
-            for news in std::mem::take(&mut self.old) {
-                self.pass(store, news, now_us);
-            }
+        for news in std::mem::take(&mut self.fresh) {
+            self.pass(store, news, now_us);
         }
+        self.tally.unknown += self.past.expire(now_us);
         self.inbox.expire(now_us);
+        // The clock may have been set back.
+        self.answered_us = self.answered_us.map(|at_us| at_us.min(now_us));
         let directory = &self.directory;
         let known = self
             .inbox
@@ -51,20 +52,27 @@ impl Sync {
         );
         self.unseen.fade(now_us);
         let ids = self.directory.ids();
+        let is_warm = self.before.is_none() && self.past.is_empty() && self.relay.is_done();
         // What is sent now is told an interval later, or when the store gets to it.
         let way_us = self
             .tally
             .lag_us
             .clamp(within_us / SILENT_INTERVALS, within_us);
         let unseen = self.unseen.within(way_us);
+        let cursors = match is_warm {
+            true => self.cursors.clone(),
+            false => Default::default(),
+        };
         let notice = Notice {
             unseen: unseen
                 .filter_map(|(at, tokens)| Some((ids.get(at).copied()??, tokens)))
                 .collect(),
             scope: self.scope,
+            sender: self.sender,
+            number: self.number,
             out_of_sight: self.tally.view != View::Whole,
             peers: u16::try_from(heard).unwrap_or(u16::MAX),
-            cursors: self.cursors.clone(),
+            cursors,
             ..Notice::default()
         };
         self.relay.publish(store, notice, now_us);

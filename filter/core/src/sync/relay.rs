@@ -6,8 +6,8 @@
 //! value, read with every heartbeat, tells whether the column still counts:
 //!
 //! version (u8), owner of the column (u64), time of the last sign of life in ms (u64), scope (u64, a hash
-//! of the store and the key), whether the peers are out of sight (u8), peers heard (u16), and up to where
-//! the store was read: two texts; then, for each engine of which it is known, its id (u16) and the work that
+//! of the store and the key), name of this Envoy (u64) and number of its last batch (u64), whether the peers
+//! are out of sight (u8), peers heard (u16), and up to where the store was read: two texts; then, for each engine of which it is known, its id (u16) and the work that
 //! peers may have sent there unseen (u32, tokens). Little-endian, one writer.
 
 use super::batch::{EngineLoad, LeftOut, News};
@@ -25,7 +25,7 @@ use std::collections::VecDeque;
 /// A slot beyond those of workers.
 const SLOT: u16 = u16::MAX;
 const KEY: &str = "warmpath/sync";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// A sign of life this old is none.
 const EXPIRY_MS: u64 = 3000;
 /// What was read back at the start is passed on at this rate: workers read with each tick, some a few ticks
@@ -41,11 +41,15 @@ pub struct Notice {
     pub told_ms: u64,
     /// Of which store and key it speaks.
     pub scope: u64,
+    /// The name by which the other Envoys know this one.
+    pub sender: u64,
+    /// Number of the last batch.
+    pub number: u64,
     /// Whether peers that should be heard are not.
     pub out_of_sight: bool,
     /// Peers that are heard.
     pub peers: u16,
-    /// Up to where the store was read.
+    /// Up to where the store was read; empty as long as its end is not passed on.
     pub cursors: [String; 2],
     /// Work in tokens that peers may have sent to engines since they were last heard.
     pub unseen: Vec<(EndpointId, u32)>,
@@ -63,6 +67,8 @@ impl Notice {
             owner: bytes.u64()?,
             told_ms: bytes.u64()?,
             scope: bytes.u64()?,
+            sender: bytes.u64()?,
+            number: bytes.u64()?,
             out_of_sight: bytes.u8()? != 0,
             peers: bytes.u16()?,
             cursors: [bytes.text()?.to_owned(), bytes.text()?.to_owned()],
@@ -88,6 +94,8 @@ impl Notice {
         bytes.extend_from_slice(&self.owner.to_le_bytes());
         bytes.extend_from_slice(&self.told_ms.to_le_bytes());
         bytes.extend_from_slice(&self.scope.to_le_bytes());
+        bytes.extend_from_slice(&self.sender.to_le_bytes());
+        bytes.extend_from_slice(&self.number.to_le_bytes());
         bytes.push(self.out_of_sight.into());
         bytes.extend_from_slice(&self.peers.to_le_bytes());
         self.cursors

@@ -10,17 +10,18 @@
 //! given up to whoever has its connection then. Up to where was read follows, and why nothing could be
 //! appended, if so: a Redis that is full can still be read.
 
-use crate::call::{CallBody, HttpCall, Method};
+use crate::call::{CallBody, HttpCall, Method, Reply};
 use crate::config::SyncOptions;
 use crate::wire::percent_encode;
 use crate::wire::resp::{self, Answer};
 
-/// Bytes of batches that a call asks for; one batch more may come.
-const READ_BYTES: u64 = 1024 * 1024;
+/// Most bytes of batches that a call asks for; one batch comes, whatever its size.
+pub const READ_BYTES: u64 = 1024 * 1024;
 /// Most characters of what Redis has to say.
 const MOST_WORDS: usize = 100;
 const STRANGE: &str = "an answer that does not read";
-/// Longest answer that is read: that, the largest batch, and what is around them.
+/// Longest answer that is read: that, and what is around them. No batch is as long; what is longer is
+/// answered as one byte, so that it is in nobody's way.
 pub const MAX_REPLY_BYTES: usize = 2 * 1024 * 1024;
 /// Most batches of one stream in an answer: while Redis collects them it serves nobody else.
 const READ_BATCHES: usize = 64;
@@ -34,7 +35,7 @@ const NOW_ENTRIES: u64 = 1024;
 const EXCHANGE: &str = "\
 local o={ARGV[1],ARGV[2],ARGV[3],''} local n=ARGV[4]+0 \
 for k=2,1,-1 do local r=redis.call('XRANGE',KEYS[k],'('..ARGV[k+1],'+','COUNT',64) \
-for i=1,#r do local b=r[i][2][2] n=n-#b if n<0 and #o>4 then break end o[k+1]=r[i][1] o[#o+1]=b end end \
+for i=1,#r do local b=r[i][2][2] if #b>1048576 then b='?' end n=n-#b if n<0 and #o>4 then break end o[k+1]=r[i][1] o[#o+1]=b end end \
 if ARGV[7] then local w=redis.pcall('XADD',KEYS[ARGV[6]+0],'MAXLEN','~',ARGV[5],'*','b',ARGV[7]) \
 if type(w)=='table' then o[4]=w.err end end return o";
 
@@ -45,15 +46,16 @@ local o={ARGV[1],'0-0','0-0',''} \
 for k=1,2 do local r=redis.call('XREVRANGE',KEYS[k],'+','-','COUNT',1) if r[1] then o[k+1]=r[1][1] end end \
 local n,c=ARGV[2]+0,ARGV[3] \
 repeat local r=redis.call('XREVRANGE',KEYS[1],c,'-','COUNT',64) \
-for i=1,#r do local b=r[i][2][2] n=n-#b if n<0 and #o>4 then return o end c='('..r[i][1] o[4]=c o[#o+1]=b end \
+for i=1,#r do local b=r[i][2][2] if #b>1048576 then b='?' end n=n-#b if n<0 and #o>4 then return o end c='('..r[i][1] o[4]=c o[#o+1]=b end \
 until #r<64 or #o>ARGV[4]+0 return o";
 
-/// Reads what came after the cursors, and appends a batch if there is one; to the stream of news if it is
-/// said to have any.
+/// Reads what came after the cursors, about so many bytes at most, and appends a batch if there is one; to the
+/// stream of news if it is said to have any.
 pub fn exchange(
     options: &SyncOptions,
     word: u64,
     cursors: &[String; 2],
+    most_bytes: u64,
     batch: Option<(Vec<u8>, bool)>,
 ) -> HttpCall {
     let [news, now] = cursors;
@@ -62,15 +64,15 @@ pub fn exchange(
         Some((_, false)) | None => ("2", NOW_ENTRIES),
     };
     let body = batch.map_or(CallBody::Empty, |(bytes, _)| CallBody::Bytes(bytes));
-    let (bytes, entries) = (READ_BYTES.to_string(), entries.to_string());
+    let (bytes, entries) = (most_bytes.to_string(), entries.to_string());
     let word = word.to_string();
     let arguments = [word.as_str(), news, now, &bytes, &entries, stream];
     call(options, EXCHANGE, &arguments, body)
 }
 
-/// Reads the end of the stream of news, before the entry `before`, or to its very end.
-pub fn look_back(options: &SyncOptions, word: u64, before: &str) -> HttpCall {
-    let (word, bytes) = (word.to_string(), READ_BYTES.to_string());
+/// Reads the end of the stream of news, before the entry `before`, or to its very end; about so many bytes.
+pub fn look_back(options: &SyncOptions, word: u64, before: &str, most_bytes: u64) -> HttpCall {
+    let (word, bytes) = (word.to_string(), most_bytes.to_string());
     // The last of them may be reached by a whole reading.
     let batches = (LOOKED_BACK_BATCHES - READ_BATCHES).to_string();
     let arguments = [word.as_str(), &bytes, before, &batches];
@@ -129,33 +131,59 @@ pub fn answer(body: &[u8], word: u64) -> Result<Told<'_>, String> {
         return Err("the answer to another call".to_owned());
     }
     let cursors = [cursor(strings.next())?, cursor(strings.next())?];
-    let rest = String::from_utf8_lossy(strings.next().unwrap_or_default());
+    let rest = strings.next();
     Ok(Told {
         cursors,
-        rest: rest.chars().take(MOST_WORDS).collect(),
+        rest: words(rest.unwrap_or_default()),
         batches: strings.collect(),
     })
+}
+
+/// Before which entry to look further, of what [`look_back`] answered; `None` if there is nothing.
+pub fn before(rest: &str) -> Option<String> {
+    let entry = rest.strip_prefix('(')?;
+    cursor(Some(entry.as_bytes())).ok().map(|_| rest.to_owned())
+}
+
+/// Whether the batch of a call that failed may have been appended all the same.
+pub fn may_be_there(reply: &Reply) -> bool {
+    match reply {
+        // What Redis refuses it has not done.
+        Reply::Answer { status: 200, body } => !body.starts_with(b"-"),
+        // So says Webdis when it has no connection.
+        Reply::Answer { status, .. } => *status != 503,
+        Reply::TimedOut | Reply::TooLong => true,
+        Reply::Failed | Reply::NoRoom | Reply::NoCluster => false,
+    }
 }
 
 fn strings(body: &[u8]) -> Result<impl Iterator<Item = &[u8]>, String> {
     match resp::read(body, LOOKED_BACK_BATCHES.max(2 * READ_BATCHES) + 4) {
         Some(Answer::Array(strings)) => Ok(strings.into_iter()),
-        Some(Answer::Error(words)) => {
-            let words = String::from_utf8_lossy(words);
-            Err(words.chars().take(MOST_WORDS).collect())
-        }
+        Some(Answer::Error(error)) => Err(words(error)),
         None => Err(STRANGE.to_owned()),
     }
+}
+
+/// What Redis has to say, as it may stand in a line of a log.
+fn words(bytes: &[u8]) -> String {
+    let words = String::from_utf8_lossy(bytes);
+    let words = words.chars().filter(|one| !one.is_control());
+    words.take(MOST_WORDS).collect()
 }
 
 /// An entry's id, such as `1795304726676-0`. It is sent back, so nothing else is taken for one.
 fn cursor(string: Option<&[u8]>) -> Result<String, String> {
     let id = string.and_then(|string| std::str::from_utf8(string).ok());
+    let number = |part: &str| {
+        let digits = part.bytes().all(|byte| byte.is_ascii_digit());
+        part.parse().ok().filter(|_: &u64| digits)
+    };
     let legal = |id: &&str| {
-        let digits =
-            |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         let parts = id.split_once('-');
-        id.len() <= 41 && parts.is_some_and(|(ms, number)| digits(ms) && digits(number))
+        let parts = parts.and_then(|(ms, count)| Some((number(ms)?, number(count)?)));
+        // After the last of all ids Redis finds no place to begin.
+        parts.is_some_and(|(ms, _)| ms < u64::MAX)
     };
     let id = id.filter(legal).map(str::to_owned);
     id.ok_or_else(|| STRANGE.to_owned())
@@ -184,7 +212,13 @@ mod tests {
     #[test]
     fn a_call_names_streams_cursors_and_bounds() {
         let cursors = ["5-0".to_owned(), "7-1".to_owned()];
-        let call = exchange(&options(), 9, &cursors, Some((vec![1, 0, 255], true)));
+        let call = exchange(
+            &options(),
+            9,
+            &cursors,
+            READ_BYTES,
+            Some((vec![1, 0, 255], true)),
+        );
         let script = "/EVAL/local%20o%3D%7BARGV%5B1%5D%2CARGV%5B2%5D";
         assert!(call.path.starts_with(script), "{}", call.path);
         let end = "/2/%7Bfleet%2F1%7D%3Anews/%7Bfleet%2F1%7D%3Anow/9/5-0/7-1/1048576/4096/1.raw";
@@ -193,9 +227,9 @@ mod tests {
         assert_eq!(call.body, CallBody::Bytes(vec![1, 0, 255]));
         let authorization = ("authorization".to_owned(), "Basic abc".to_owned());
         assert_eq!(call.headers, [authorization]);
-        let idle = exchange(&options(), 9, &cursors, None);
-        assert!(idle.path.ends_with("/1024/2.raw"), "{}", idle.path);
-        let back = look_back(&options(), 9, "+");
+        let idle = exchange(&options(), 9, &cursors, 512, None);
+        assert!(idle.path.ends_with("/512/1024/2.raw"), "{}", idle.path);
+        let back = look_back(&options(), 9, "+", READ_BYTES);
         assert!(
             back.path.ends_with("/9/1048576/%2B/960.raw"),
             "{}",
@@ -215,6 +249,37 @@ mod tests {
         assert_eq!(told.batches, [&b"\x01\n"[..], b"x"]);
         let full = b"*4\r\n$1\r\n9\r\n$3\r\n5-0\r\n$3\r\n0-0\r\n$7\r\nOOM now\r\n";
         assert_eq!(answer(full, 9).unwrap().rest, "OOM now");
+    }
+
+    #[test]
+    fn what_is_sent_back_is_an_entry() {
+        assert_eq!(before("(5-1"), Some("(5-1".to_owned()));
+        for rest in ["", "5-1", "(5", "(5-1 x", "(18446744073709551615-0"] {
+            assert_eq!(before(rest), None, "{rest}");
+        }
+    }
+
+    #[test]
+    fn words_fit_into_a_line_of_a_log() {
+        let full = b"*4\r\n$1\r\n9\r\n$3\r\n5-0\r\n$3\r\n0-0\r\n$8\r\nOOM\x1b[\r\n!\r\n";
+        assert_eq!(answer(full, 9).unwrap().rest, "OOM[!");
+    }
+
+    #[test]
+    fn what_redis_refused_is_not_there() {
+        let answer = |status, body| Reply::Answer { status, body };
+        for (reply, may) in [
+            (answer(200, b"-OOM no room\r\n"), false),
+            (answer(200, b"*9"), true),
+            (answer(503, b""), false),
+            (answer(504, b""), true),
+            (Reply::TooLong, true),
+            (Reply::TimedOut, true),
+            (Reply::Failed, false),
+            (Reply::NoCluster, false),
+        ] {
+            assert_eq!(may_be_there(&reply), may, "{reply:?}");
+        }
     }
 
     #[test]
@@ -245,6 +310,9 @@ mod tests {
             b"*3\r\n$1\r\n9\r\n$3\r\n5-0\r\n$4\r\n5\r\n0\r\n",
             b"*3\r\n$1\r\n9\r\n$3\r\n5-0\r\n$3\r\n5/0\r\n",
             b"*3\r\n$1\r\n9\r\n$3\r\n5-0\r\n$2\r\n5-\r\n",
+            b"*3\r\n$1\r\n9\r\n$3\r\n5-0\r\n$4\r\n5-+1\r\n",
+            b"*3\r\n$1\r\n9\r\n$3\r\n5-0\r\n$22\r\n18446744073709551616-0\r\n",
+            b"*3\r\n$1\r\n9\r\n$3\r\n5-0\r\n$22\r\n18446744073709551615-1\r\n",
             b"<html>",
             b"",
         ] {
