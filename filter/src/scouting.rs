@@ -67,7 +67,7 @@ impl Worker {
         }
         if matches!(reply, Reply::NoCluster) && !self.warned_of_cluster {
             self.warned_of_cluster = true;
-            info!("Envoy has no cluster for {call:?}: add it, or turn `discovery` or `scrape` off");
+            info!("Envoy has no cluster for {call:?}: add it, or turn off what needs it");
         }
     }
 }

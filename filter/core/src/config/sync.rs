@@ -26,7 +26,7 @@ pub struct SyncOptions {
     pub secret: Secret,
     /// Value of the `authorization` header of the calls.
     pub authorization: Option<String>,
-    /// From one call to the next.
+    /// From one batch to the next.
     pub interval_ms: u64,
     /// How long an answer may take.
     pub timeout_ms: u64,
