@@ -17,6 +17,7 @@ mod inputs;
 mod metrics_page;
 mod request_scan;
 mod shared_state;
+mod store_answer;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -116,9 +117,11 @@ targets! {
     kv_index: crate::inputs::kv_index,
     metrics_page: crate::metrics_page::check,
     models: crate::inputs::models,
+    peer_batch: crate::store_answer::check_batch,
     request_scan: crate::request_scan::check,
     retry_after: crate::inputs::retry_after,
     shared_state: crate::shared_state::check,
+    store_answer: crate::store_answer::check_answers,
 }
 
 /// The names of what lies in a folder of `fuzz`, in order, without their endings.
