@@ -64,6 +64,15 @@ impl News {
     pub fn size(&self) -> usize {
         6 + 9 * self.marks.len()
     }
+
+    /// As it may be told late, when newer news may have come before: a request counts as complete, or its
+    /// end would come before its beginning.
+    pub fn late(mut self) -> Self {
+        if self.kind == Kind::Pin {
+            self.kind = Kind::Hold;
+        }
+        self
+    }
 }
 
 /// A batch. Engines are named by their identity.
@@ -308,6 +317,23 @@ mod tests {
                 news,
             },
         )
+    }
+
+    #[test]
+    fn of_late_news_no_request_is_in_flight() {
+        let news = |kind| News {
+            kind,
+            engine: 1,
+            extra_chunks: 2,
+            marks: Vec::new(),
+        };
+        for (kind, late) in [
+            (Kind::Pin, Kind::Hold),
+            (Kind::Hold, Kind::Hold),
+            (Kind::Drop, Kind::Drop),
+        ] {
+            assert_eq!(news(kind).late(), news(late));
+        }
     }
 
     proptest! {

@@ -140,7 +140,7 @@ impl Inbox {
             self.waiting.pop_front();
             self.dropped += 1;
         }
-        self.waiting.push_back((now_us, news));
+        self.waiting.push_back((now_us, news.late()));
     }
 
     /// Takes the news whose engine is known now.

@@ -112,7 +112,8 @@ impl Outbox {
             let (told_as, opposite) = match event.kind {
                 Kind::Drop => {
                     // If it is sent there again, that is news.
-                    [sent, let_go].map(|it| told.forget(it));
+                    told.forget(sent);
+                    told.forget(let_go);
                     return true;
                 }
                 Kind::Pin => (sent, Some(let_go)),

@@ -17,7 +17,7 @@ use crate::fitness::Fitness;
 use crate::ids::EndpointId;
 use crate::load::Load;
 use crate::prefix::log;
-use crate::prefix::{Event, Kind, PAGE_BYTES};
+use crate::prefix::{Event, PAGE_BYTES};
 use crate::store::Store;
 use crate::workers::Column;
 use std::collections::VecDeque;
@@ -188,13 +188,9 @@ impl Relay {
         self.log.append(&event(news, engine), store, self.column);
     }
 
-    /// Passes old news on when there is time. Newer ones may overtake them: a request that they tell of
-    /// counts as complete, or its end would come before its beginning.
-    pub fn pass_later(&mut self, mut news: News, engine: EndpointId) {
-        if news.kind == Kind::Pin {
-            news.kind = Kind::Hold;
-        }
-        self.old.push_back(event(news, engine));
+    /// Passes old news on when there is time. Newer ones may overtake them.
+    pub fn pass_later(&mut self, news: News, engine: EndpointId) {
+        self.old.push_back(event(news.late(), engine));
     }
 
     /// Whether nothing waits to be passed on.
