@@ -123,7 +123,7 @@ fn what_is_told_again_ages_nothing() {
 fn a_slow_way_to_the_store_is_used_in_small_parts() {
     let mut fleet = Fleet::new(1);
     let homes = served(&mut fleet, 0, 40);
-    fleet.redis.fault = Some(Fault::Slow(1000));
+    fleet.redis.fault = Some(Fault::Slow(3000));
     let new = fleet.start(config(&[1, 2, 3, 4], KEY));
     fleet.pass(60_000);
     assert_eq!(fleet.view(new), View::Whole);
