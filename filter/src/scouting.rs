@@ -73,6 +73,29 @@ impl Worker {
 }
 
 impl Worker {
+    /// Says once of which pools nobody tells what endpoints they have.
+    pub fn warn_of_unknown(&mut self, now_us: u64) {
+        if self.warned_of_unknown {
+            return;
+        }
+        let pools = &self.router.config().pools;
+        let overdue = self.router.overdue_pools(now_us);
+        let overdue: Vec<String> = overdue
+            .filter_map(|at| pools.get(at))
+            .map(|pool| format!("`{}` (cluster `{}`)", pool.name, pool.cluster))
+            .collect();
+        if overdue.is_empty() {
+            return;
+        }
+        self.warned_of_unknown = true;
+        warn!(
+            "nobody has told yet which endpoints these pools have: {}: look at \
+             `warmpath_discovery_errors_total`; Envoy's admin interface must list the cluster, and with \
+             `discover_models` an engine must say what it serves",
+            overdue.join(", ")
+        );
+    }
+
     /// Tells what goes on between the Envoys, and logs when that changes.
     pub fn survey_peers(&mut self) {
         let tally = self.router.sync_tally();

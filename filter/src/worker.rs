@@ -14,6 +14,7 @@ use warmpath_core::feedback::Finding;
 use warmpath_core::hash::Table;
 use warmpath_core::router::{Outcome, Response};
 use warmpath_core::scrape::Call;
+use warmpath_core::splice::Change;
 use warmpath_core::status::{Reply as Page, Reporter};
 use warmpath_core::sync::View;
 use warmpath_core::telemetry::{Endpoint, Span};
@@ -95,6 +96,7 @@ pub struct Worker {
     /// Calls under way, by token, with the time they were made; as many as there are engines.
     pub(crate) calls: Table<u32, (Call, u64)>,
     pub(crate) warned_of_cluster: bool,
+    pub(crate) warned_of_unknown: bool,
     warned_of_steering: bool,
     /// How the Envoys of the fleet saw each other when that was last told.
     pub(crate) view: View,
@@ -119,6 +121,7 @@ impl Worker {
             holding,
             calls: Table::default(),
             warned_of_cluster: false,
+            warned_of_unknown: false,
             warned_of_steering: false,
             view: View::Idle,
             reporter: Reporter::default(),
@@ -492,6 +495,7 @@ impl Worker {
         if !self.router.speaks_for_all() {
             return;
         }
+        self.warn_of_unknown(now_us);
         self.metrics.evicted(evicted);
         self.metrics.alive(self.router.workers(), now_us);
         for (pool, (known, usable)) in self.router.pool_sizes(now_us).into_iter().enumerate() {
@@ -578,7 +582,14 @@ impl Worker {
             Step::Hold => return Action::Pause,
             Step::Call(call) => return self.hold_for(request, *call),
             Step::Route(decision) => return self.route(request, decision),
-            Step::Pass { pool, fallback } => {
+            Step::Pass {
+                pool,
+                changes,
+                fallback,
+            } => {
+                if let Some(answer) = change_body(request, &changes) {
+                    return self.answer(request, &answer);
+                }
                 self.metrics.fell_back(fallback);
                 self.set_cluster(&request.steering, pool);
             }
@@ -614,13 +625,7 @@ impl Worker {
         {
             return self.answer(request, &answer);
         }
-        if !rewrite(
-            &request.steering,
-            &decision.changes,
-            request.held_bytes,
-            request.content_length,
-        ) {
-            let answer = Answer::bad_json("it cannot be changed as it must be");
+        if let Some(answer) = change_body(request, &decision.changes) {
             return self.answer(request, &answer);
         }
         let decision = &decision;
@@ -678,4 +683,12 @@ impl Worker {
             .map(|name| warmpath_core::session::header(headers, name));
         found.find_map(|value| value.map(<[u8]>::to_vec))
     }
+}
+
+/// Makes these changes in the body of a request that is about to be sent on; what to answer instead if they
+/// cannot be made.
+fn change_body(request: &Request, changes: &[Change]) -> Option<Answer> {
+    let (steering, length) = (&request.steering, request.content_length);
+    let changed = rewrite(steering, changes, request.held_bytes, length);
+    (!changed).then(|| Answer::bad_json("it cannot be changed as it must be"))
 }

@@ -106,11 +106,13 @@ pub enum Fallback {
     NoPool,
     /// Too few endpoints are usable, so those that are not are ranked, too.
     LastResort,
+    /// Nobody has told yet which endpoints the pool has; Envoy's own load balancing serves it.
+    EndpointsUnknown,
 }
 
 impl Fallback {
     /// Every cause, for metrics that are defined in advance.
-    pub const ALL: [Fallback; 8] = [
+    pub const ALL: [Fallback; 9] = [
         Fallback::NotInference,
         Fallback::EncodedBody,
         Fallback::ModelBeyondLimit,
@@ -119,6 +121,7 @@ impl Fallback {
         Fallback::StopIterationMissing,
         Fallback::NoPool,
         Fallback::LastResort,
+        Fallback::EndpointsUnknown,
     ];
 
     /// The name in metrics.
@@ -132,6 +135,7 @@ impl Fallback {
             Fallback::StopIterationMissing => "stop_iteration_missing",
             Fallback::NoPool => "no_pool",
             Fallback::LastResort => "last_resort",
+            Fallback::EndpointsUnknown => "endpoints_unknown",
         }
     }
 }

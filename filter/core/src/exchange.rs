@@ -22,6 +22,7 @@ use crate::kv::Told;
 use crate::router::{Charge, Explained, Router, Target};
 use crate::scan::{Api, Field, RequestScan};
 use crate::session::{self, HeaderKey, Key, header};
+use crate::splice::Change;
 use crate::store::Store;
 use call_head::CallHead;
 use handoff::Handoff;
@@ -49,6 +50,8 @@ pub enum Step {
     Pass {
         /// Position of the pool.
         pool: Option<usize>,
+        /// What to change in the body, as [`Decision::changes`].
+        changes: Vec<Change>,
         /// Why.
         fallback: Fallback,
     },
@@ -264,6 +267,7 @@ impl Exchange {
         let target = router.default_target(self.pool_header.as_deref());
         Step::Pass {
             pool: target.map(|target| target.pool),
+            changes: Vec::new(),
             fallback,
         }
     }
@@ -275,10 +279,13 @@ impl Exchange {
             .as_deref()
             .map_or(Field::Absent, RequestScan::model);
         match field {
-            Field::Text(model) => match router.target(model) {
-                Some(target) => Ok(Some(target.for_model(model))),
-                None => Err(Answer::unknown_model(model)),
-            },
+            Field::Text(model) => {
+                let known = router.target(model).cloned();
+                match known.or_else(|| router.untold_models_target()) {
+                    Some(target) => Ok(Some(target.for_model(model))),
+                    None => Err(Answer::unknown_model(model)),
+                }
+            }
             Field::TooLong => Err(Answer::unknown_model(b"(its name is too long)")),
             Field::WrongType => Err(Answer::missing_model()),
             Field::Absent if !ended => Ok(router.only_target().cloned()),

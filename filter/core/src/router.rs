@@ -3,6 +3,7 @@
 //! `decide` ranks the endpoints for a request and counts it ([`decide`]), `account` moves and gives
 //! back what was counted, `admit` refuses what is too much, `share` keeps up with the other workers,
 //! `watch` finds engines that have stalled, `transfer` serves requests that two engines share, `ranks` tells what there is behind one address,
+//! `unknown` leaves to Envoy what nobody has told yet,
 //! `survey` speaks for all of them,
 //! `explain` tells what `decide` would do, and `recall` what was decided lately.
 
@@ -19,6 +20,7 @@ mod recall;
 mod share;
 mod survey;
 mod transfer;
+mod unknown;
 mod watch;
 mod words;
 
@@ -132,6 +134,8 @@ pub struct Router<S> {
     sheds: bool,
     touched_ms: u64,
     random: u64,
+    /// When it was made.
+    born_us: u64,
     /// Calls that requests wait for.
     pending: Pending,
     /// What engines call themselves, where others must know it; one entry at most for each address.
@@ -168,6 +172,8 @@ struct Pool {
     weights: Vec<u16>,
     /// Data-parallel ranks of the engine that has most of them.
     most_ranks: u16,
+    /// Whether somebody has told which endpoints it has, if only that it has none.
+    told: bool,
 }
 
 /// Where a model leads.
@@ -251,6 +257,7 @@ impl<S: Store> Router<S> {
             counts_rates: config.pools.iter().any(|pool| pool.policy.counts_rates()),
             touched_ms: now_us / 1000,
             random,
+            born_us: now_us,
             pending: Pending::default(),
             names: Sorted::default(),
             recent: Recent::new(config.status.as_ref().map_or(0, |status| status.recent)),
@@ -372,11 +379,11 @@ impl<S: Store> Router<S> {
         hash::mix(self.chain_seed, seed)
     }
 
-    /// Whether any endpoint is behind a target.
+    /// Whether any endpoint is behind a target, as far as we know.
     fn serves(&self, target: &Target) -> bool {
         let pool = self.pools.get(target.pool);
         let group = pool.and_then(|pool| pool.groups.get(target.group));
-        group.is_some_and(|group| !group.all.is_empty())
+        self.leaves_to_envoy(target.pool) || group.is_some_and(|group| !group.all.is_empty())
     }
 
     /// The merged list of models, unless some pool takes models that we do not know.

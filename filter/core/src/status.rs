@@ -12,6 +12,7 @@ pub use question::Question;
 pub use reply::Reply;
 
 use crate::config::{Config, PoolConfig};
+use crate::decision::Reason;
 use crate::fleet::Engine;
 use crate::json::{Field, list, object, string};
 use crate::router::{Candidate, Explained, Router, Surveyed};
@@ -224,7 +225,7 @@ pub fn explanation<S: Store>(router: &Router<S>, explained: &Explained) -> Strin
     object(&[
         ("pool", router.pool_name(explained.pool).into()),
         ("policy", explained.policy.into()),
-        ("reason", explained.reason.name().into()),
+        ("reason", explained.reason.map(Reason::name).into()),
         ("ranked", Field::Json(&ranked)),
         ("prompt_tokens", explained.prompt_tokens.into()),
         (

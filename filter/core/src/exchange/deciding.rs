@@ -44,6 +44,9 @@ impl Exchange {
         fallback: Option<Fallback>,
         now_us: u64,
     ) -> Step {
+        if router.leaves_to_envoy(target.pool) {
+            return self.leave_to_envoy(target);
+        }
         if let Some(options) = router.disaggregation(target.pool) {
             let options = options.clone();
             if fallback.is_none() {
@@ -55,6 +58,17 @@ impl Exchange {
             }
         }
         self.decide_alone(router, (target, key), fallback, now_us)
+    }
+
+    /// Lets Envoy's own load balancing choose among the engines of a pool, which it knows and we do not.
+    fn leave_to_envoy(&mut self, target: &Target) -> Step {
+        let changes = self.changes(target);
+        self.scan = None;
+        Step::Pass {
+            pool: Some(target.pool),
+            changes,
+            fallback: Fallback::EndpointsUnknown,
+        }
     }
 
     /// Decides for one engine.

@@ -64,7 +64,8 @@ impl Exchange {
             .scan
             .as_deref()
             .is_some_and(RequestScan::is_tokenizable);
-        let Some(prompt) = self.prompt(router, target) else {
+        let prompt = self.prompt(router, target);
+        let Some(prompt) = prompt.filter(|_| !router.leaves_to_envoy(target.pool)) else {
             return self.decide(router, target, key, None, now_us);
         };
         match router.kv_inquire(target, &prompt, tokenizable, self.priority, now_us) {

@@ -22,9 +22,10 @@ pub struct Explained {
     pub pool: usize,
     /// Name of the policy that decides.
     pub policy: &'static str,
-    /// Why the first endpoint is first.
-    pub reason: Reason,
-    /// Positions, best first, as [`Decision::ranked`](crate::Decision::ranked).
+    /// Why the first endpoint is first; `None` where none is named.
+    pub reason: Option<Reason>,
+    /// Positions, best first, as [`Decision::ranked`](crate::Decision::ranked); none if Envoy's own load
+    /// balancing would serve the request.
     pub ranked: Vec<usize>,
     /// Tokens of the prompt, if the policy looks at it.
     pub prompt_tokens: Option<u64>,
@@ -68,6 +69,19 @@ impl<S: Store> Router<S> {
         else {
             return Err(Answer::no_endpoint(""));
         };
+        if self.leaves_to_envoy(target.pool) {
+            return Ok(Explained {
+                pool: target.pool,
+                policy: pool.policy.name(),
+                reason: None,
+                ranked: Vec::new(),
+                prompt_tokens: None,
+                home: None,
+                alpha: None,
+                fallback: Some(Fallback::EndpointsUnknown),
+                candidates: Vec::new(),
+            });
+        }
         let fit = self.fit(target.pool, &members.all, now_us);
         let last_resort = fit.usable < fit.ranked.len();
         if let Some(answer) = self.shed(target, &fit.ranked, ask.priority) {
@@ -159,7 +173,7 @@ impl<S: Store> Router<S> {
         Ok(Explained {
             pool: target.pool,
             policy: ranking.policy,
-            reason: ranking.reason,
+            reason: Some(ranking.reason),
             ranked: ranking.ranked,
             prompt_tokens: prompt.as_ref().map(|prompt| prompt.tokens()),
             home: scale.and_then(|scale| scale.home),

@@ -110,6 +110,7 @@ impl<S: Store> Router<S> {
         for (index, members) in pools.iter().enumerate() {
             self.lay_out_pool(index, members);
         }
+        self.note_told();
         self.index_seen_models();
         self.take_labels();
         self.set_directories();
@@ -253,6 +254,7 @@ impl<S: Store> Router<S> {
             groups,
             weights,
             most_ranks: highest.map_or(1, |rank| rank + 1),
+            told: false,
         });
     }
 

@@ -167,6 +167,7 @@ impl<S: Store> Router<S> {
             self.shape = names;
             self.lay_out(now_us);
         } else {
+            self.note_told();
             self.set_capacities();
             self.hear(now_us);
         }

@@ -125,7 +125,7 @@ fn explain_tells_the_next_decision_and_changes_nothing() {
             assert_eq!(told.ranked, decision.ranked, "{policy} {at}");
             assert_eq!(
                 (told.policy, told.reason, told.fallback),
-                (decision.policy, decision.reason, decision.fallback),
+                (decision.policy, Some(decision.reason), decision.fallback),
                 "{policy} {at}"
             );
             let charge = exchange.charge().unwrap();

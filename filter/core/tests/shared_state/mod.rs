@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use warmpath_core::router::{Outcome, Router};
 use warmpath_core::scan::Api;
 use warmpath_core::store::{MemoryStore, Store, Versioned};
-use warmpath_core::{Config, Exchange, Head, Step};
+use warmpath_core::{Config, Exchange, Fallback, Head, Step};
 
 const SECOND: u64 = 1_000_000;
 const WORKERS: usize = 2;
@@ -134,6 +134,10 @@ impl<'a> World<'a> {
             }
             // Damaged counts may look like full engines, damaged health like none.
             Step::Answer(answer) => assert!([404, 429, 503].contains(&answer.status)),
+            // Nobody may have told the engines of the only pool that does not list them.
+            Step::Pass { pool, fallback, .. } => {
+                assert_eq!((pool, fallback), (Some(1), Fallback::EndpointsUnknown));
+            }
             other => panic!("{other:?}"),
         }
     }
