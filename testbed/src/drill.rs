@@ -11,7 +11,6 @@ mod corpus;
 mod exchange;
 mod load;
 mod memory;
-mod relay;
 mod row;
 pub mod scale;
 mod script;

@@ -48,6 +48,7 @@ mod stall;
 mod status;
 mod telemetry;
 mod trust;
+mod unknown;
 mod worked;
 pub(crate) mod workers;
 
@@ -177,6 +178,7 @@ fn cases() -> Vec<Case> {
         ecds::cases(),
         gateways::cases(),
         filter_state::cases(),
+        unknown::cases(),
     ]
     .into_iter()
     .flatten()

@@ -22,6 +22,7 @@ mod model;
 mod module;
 mod nearest;
 mod overload;
+mod relay;
 mod release;
 mod replay;
 mod sbom;

@@ -14,13 +14,14 @@ use tempfile::TempDir;
 
 use super::Plan;
 use super::corpus::Corpus;
-use super::relay::Relay;
+
 use crate::e2e::client::{Call, Client};
 use crate::e2e::harness::{Context, Stack, StackEngine, StackSpec, eventually};
 use crate::e2e::workers::Workers;
 use crate::engine::EngineConfig;
 use crate::envoy::files::write_endpoints;
 use crate::envoy::stats;
+use crate::relay::Relay;
 
 /// Engines of the pool that is drilled.
 pub(super) const ENGINES: usize = 4;

@@ -153,6 +153,11 @@ impl Reply {
         serde_json::from_slice(&self.body).with_context(|| format!("not JSON: {}", self.text()))
     }
 
+    /// Whether the filter says that it decided anything.
+    pub fn is_decided(&self) -> bool {
+        self.headers.contains_key("x-warmpath-decision")
+    }
+
     /// What the filter says it decided.
     ///
     /// Fails if the answer has no such header, or one of another form.

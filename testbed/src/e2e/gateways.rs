@@ -105,17 +105,17 @@ async fn start<'a>(
             bootstrap.stop_active_checks()
         });
     let stack = Stack::start(context, spec).await?;
-    ready(&stack, MODEL).await?;
+    ready(&stack, MODEL, &[]).await?;
     Ok((stack, folder))
 }
 
-/// Waits until the worker of [`send`] knows the engines of a model's pool.
-async fn ready(stack: &Stack<'_>, model: &str) -> anyhow::Result<()> {
+/// Waits until the worker of [`send`] knows the engines of a model's pool, which routes no request before
+/// and has these labels.
+async fn ready(stack: &Stack<'_>, model: &str, pool: &[(&str, &str)]) -> anyhow::Result<()> {
     eventually("the filter has found the engines", async || {
-        let reply = stack
-            .send(Call::chat(model, "hello").over(Transport::Http2))
-            .await?;
-        Ok((reply.status != 503).then_some(()))
+        send(stack, Call::chat(model, "hello")).await?;
+        let routed = counter(stack, "warmpath_requests_total", pool).await?;
+        Ok((routed > 0).then_some(()))
     })
     .await
 }
@@ -176,7 +176,10 @@ async fn istio_keeps_sessions_without_bodies(context: &Context) -> anyhow::Resul
     }
     eventually("every request was decided", async || {
         let count = counter(&stack, "warmpath_requests_total", &[("pool", "llm")]).await?;
-        Ok((count == before + 54).then_some(()))
+        // Those that came before the engines were known.
+        let labels = [("cause", "endpoints_unknown")];
+        let early = counter(&stack, "warmpath_fallbacks_total", &labels).await?;
+        Ok((count > 54 && count + early == before + 54).then_some(()))
     })
     .await
 }

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::engine::{back, put_aside};
 use super::{Scene, Struck};
-use crate::drill::relay::Passage;
 use crate::drill::stage::{ENGINES, name, until};
+use crate::relay::Passage;
 
 /// An engine is killed, and starts again with an empty cache.
 pub(super) async fn one<'a>(scene: Scene<'_, '_>) -> anyhow::Result<Struck<'a>> {

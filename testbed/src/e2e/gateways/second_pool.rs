@@ -20,7 +20,7 @@ pub(super) async fn routes_to_a_second_pool(
         second_pool(overlay, documents)
     })
     .await?;
-    ready(&stack, OTHER).await?;
+    ready(&stack, OTHER, &[("pool", "second")]).await?;
     for number in 0..6 {
         let (model, pool) = match number % 2 {
             0 => (MODEL, "llama"),

@@ -44,7 +44,7 @@ async fn ready(send: impl AsyncFn(Call) -> anyhow::Result<Reply>) -> anyhow::Res
     eventually("the engines are found", async || {
         for _ in 0..CONNECTIONS {
             let call = prompt().over(Transport::Http1NewConnection);
-            if send(call).await?.status != 200 {
+            if !send(call).await?.is_decided() {
                 return Ok(None);
             }
         }

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 
 /// What becomes of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Passage {
+pub enum Passage {
     /// They pass.
     Open,
     /// They are reset, the new ones at once.
@@ -23,7 +23,7 @@ pub(super) enum Passage {
 }
 
 /// See the module documentation. Ends when dropped.
-pub(super) struct Relay {
+pub struct Relay {
     address: SocketAddr,
     target: Arc<Mutex<Option<SocketAddr>>>,
     passage: watch::Sender<Passage>,
@@ -32,7 +32,7 @@ pub(super) struct Relay {
 
 impl Relay {
     /// A relay on a free port that leads nowhere yet.
-    pub(super) async fn start() -> anyhow::Result<Self> {
+    pub async fn start() -> anyhow::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let target = Arc::new(Mutex::new(None));
@@ -47,17 +47,17 @@ impl Relay {
     }
 
     /// Where it listens.
-    pub(super) fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Where it leads to, to be set once that is known.
-    pub(super) fn target(&self) -> Arc<Mutex<Option<SocketAddr>>> {
+    pub fn target(&self) -> Arc<Mutex<Option<SocketAddr>>> {
         Arc::clone(&self.target)
     }
 
     /// Changes what becomes of connections.
-    pub(super) fn set(&self, passage: Passage) {
+    pub fn set(&self, passage: Passage) {
         self.passage.send_replace(passage);
     }
 }
