@@ -259,11 +259,19 @@ async fn ranks_leave_with_their_engine(context: &Context) -> anyhow::Result<()> 
             Ok((known == want.len() as u64).then_some(()))
         })
         .await?;
-        for _ in 0..8 {
-            let reply = stack.send(Call::chat("llama-3-8b", "hello")).await?;
-            let (_, seen) = seen(&stack, &reply.expect_status(200)?)?;
-            rank_sent(&seen)?;
-        }
+        // Another worker hears of it with its next tick.
+        eventually("requests are sent to ranks", async || {
+            for _ in 0..8 {
+                let reply = stack.send(Call::chat("llama-3-8b", "hello")).await?;
+                if !reply.is_decided() {
+                    return Ok(None);
+                }
+                let (_, seen) = seen(&stack, &reply.expect_status(200)?)?;
+                rank_sent(&seen)?;
+            }
+            Ok(Some(()))
+        })
+        .await?;
     }
     Ok(())
 }
