@@ -2,8 +2,9 @@
 //!
 //! Workers log a prompt twice, when it is sent and when its answer is complete: then the engine lets go of it,
 //! and counts it as just used. The others are told both. But a link that was told to be sent to an engine a
-//! moment ago is not told to be sent there again, and one that was told to be let go is not told again before
-//! it was told to be sent: the system prompts that everybody shares would else be most of what is told.
+//! moment ago is not told to be sent there again, and one that was told to be let go a moment ago is not told so
+//! again unless it was told to be sent since: the system prompts that everybody shares would else be most of
+//! what is told.
 //!
 //! Everything has a bound. What does not fit is dropped, oldest first, and counted: the others then
 //! know less.
