@@ -37,11 +37,12 @@ fn what_one_envoy_routed_the_others_find() {
 #[test]
 fn what_a_request_in_flight_keeps_the_others_do_not_forget() {
     let mut fleet = Fleet::new(2);
-    let (decision, mut charge) = fleet.send(0, 0, 1);
-    let router = &mut fleet.envoys[0][0];
-    let engine = router.address(decision.ranked[0]).to_owned();
-    router.first_token(&mut charge, fleet.now_us);
-    fleet.serve(0, 0, 2);
+    // As many at each engine, so that none is spared what comes.
+    let mut held: Vec<_> = (0..8).map(|own| fleet.send(0, 0, own)).collect();
+    for (_, charge) in &mut held {
+        fleet.envoys[0][0].first_token(charge, fleet.now_us);
+    }
+    fleet.serve(0, 0, 50);
     let others = |fleet: &mut Fleet, names: std::ops::Range<u64>| {
         for own in names {
             fleet.serve(0, (own % 2) as usize, own);
@@ -51,17 +52,19 @@ fn what_a_request_in_flight_keeps_the_others_do_not_forget() {
     };
     // More than all engines have room for.
     others(&mut fleet, 100..900);
-    assert_eq!(fleet.serve(1, 1, 2).1, Reason::ColdPrefix, "long gone");
-    let (again, second) = fleet.send(1, 1, 1);
-    let found = fleet.envoys[1][1].address(again.ranked[0]);
-    assert_eq!((found, again.reason), (&*engine, Reason::LongestPrefix));
-    for (envoy, charge) in [(0, charge), (1, second)] {
+    assert_eq!(fleet.serve(1, 1, 50).1, Reason::ColdPrefix, "long gone");
+    for (own, (decision, charge)) in held.into_iter().enumerate() {
+        let engine = fleet.envoys[0][0].address(decision.ranked[0]).to_owned();
+        let found = fleet.serve(1, 1, own as u64);
+        assert_eq!(found, (engine, Reason::LongestPrefix), "{own}");
         let served = Outcome::Served { output_tokens: 5 };
-        fleet.envoys[envoy][envoy].end(charge, served, fleet.now_us);
+        fleet.envoys[0][0].end(charge, served, fleet.now_us);
     }
     others(&mut fleet, 1000..1800);
-    let (again, _) = fleet.send(1, 0, 1);
-    assert_eq!(again.reason, Reason::ColdPrefix, "it was let go");
+    for own in 0..8 {
+        let found = fleet.serve(1, 0, own).1;
+        assert_eq!(found, Reason::ColdPrefix, "{own} was let go");
+    }
 }
 
 #[test]
